@@ -1,0 +1,38 @@
+"""B-cos language models for transformers: predictions that split exactly into contributions of the input tokens.
+
+Importing this package registers every B-cos class with transformers' Auto classes.
+"""
+
+from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
+from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, set_b
+from bcos_transformers.modeling.bcos_explanation import BcosExplanation
+from bcos_transformers.modeling.bcos_layers import explanation_mode
+from bcos_transformers.modeling.configuration_bcos_bert import BcosBertConfig
+from bcos_transformers.modeling.modeling_bcos_bert import (
+    BcosBertForMaskedLM,
+    BcosBertForQuestionAnswering,
+    BcosBertForSequenceClassification,
+    BcosBertForTokenClassification,
+    BcosBertModel,
+)
+from bcos_transformers.registration import register_all
+from bcos_transformers.training import BcosAnnealingCallback
+
+__version__ = "0.1.0"
+__all__ = [
+    "BcosAnnealingCallback",
+    "BcosBertConfig",
+    "BcosBertForMaskedLM",
+    "BcosBertForQuestionAnswering",
+    "BcosBertForSequenceClassification",
+    "BcosBertForTokenClassification",
+    "BcosBertModel",
+    "BcosExplanation",
+    "ConversionReport",
+    "assert_dynamic_linear",
+    "explanation_mode",
+    "from_pretrained_bcos",
+    "set_b",
+]
+
+register_all()

@@ -1,0 +1,189 @@
+"""The autograd functions of the B-cos layers: whole layers as one node, saving little and recomputing the rest.
+
+Notation: `x` input `(..., in)`, `w` weight `(out, in)`, `u = x·wᵀ`, `n = 1/‖w‖` `(out,)`,
+`m = 1/sqrt(‖x‖² + 1e-6)` `(..., 1)`, `c = u·n·m` the cosine, `f(c) = (|c| + 1e-6)^(B-1)` its power, and
+`lin = u·n` (normalized weights) or `u`. The layer is `lin · f(c)` (arXiv 2205.10268, eq. 3).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+NORM_EPS = 1e-6  # added to ‖x‖²
+COS_EPS = 1e-6  # added to |cos| before the power, unless B is 1 or 2
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """At least float32: norms and cosines are not computed in half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _autocast(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operands of the product in the dtype that autocast, if on, prescribes for a linear layer."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), weight.to(dtype)
+    return x, weight
+
+
+def _inverse_weight_norm(weight: torch.Tensor) -> torch.Tensor:
+    norm = torch.linalg.vector_norm(_wide(weight), dim=-1)
+    # A row of zeros gives an output of zeros, not NaN.
+    return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal()
+
+
+def _inverse_input_norm(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(_wide(x), dim=-1, keepdim=True).square().add_(NORM_EPS).rsqrt_()
+
+
+def _power(scaled: torch.Tensor, inverse_norm: torch.Tensor, b: float) -> torch.Tensor:
+    """`f(c)` for `c = scaled · inverse_norm`; does not touch `scaled`."""
+    power = scaled.abs()
+    if b == 2.0:
+        return power.mul_(inverse_norm)
+    power = power.mul_(inverse_norm).add_(COS_EPS)
+    if b == 1.5:
+        return power.sqrt_()
+    if b == 1.25:
+        return power.sqrt_().sqrt_()
+    return power.pow_(b - 1.0)
+
+
+def bcos_forward(
+    x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Returns the output, `lin`, `f(c)`, `n` and `m`; the last three are None where they are not needed."""
+    product = F.linear(x, weight)
+    if b == 1.0 and not normalize_weights:
+        return product, product, None, None, None
+    inverse_w = _inverse_weight_norm(weight)
+    scaled = _wide(product) * inverse_w
+    if b == 1.0:
+        return scaled.to(product.dtype), scaled, None, inverse_w, None
+    inverse_x = _inverse_input_norm(x)
+    power = _power(scaled, inverse_x, b)
+    linear = scaled if normalize_weights else product
+    return (linear * power).to(product.dtype), linear, power, inverse_w, inverse_x
+
+
+class BcosLinearFunction(torch.autograd.Function):
+    """The B-cos layer with its full gradient.
+
+    Both corrections in the backward pass come from Euler's theorem: the output does not change when a normalized
+    weight row is rescaled, and scales with the power B in the input, so they are inner products that cost no further
+    pass over the output.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
+        ctx.dtypes = (x.dtype, weight.dtype)
+        x, weight = _autocast(x, weight)
+        out, linear, _, inverse_w, inverse_x = bcos_forward(x, weight, b, normalize_weights)
+        ctx.b, ctx.normalize_weights = b, normalize_weights
+        # `lin` is kept in the dtype of the product and widened again, so half precision keeps half the memory.
+        ctx.save_for_backward(x, weight, linear.to(out.dtype), inverse_w, inverse_x)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        x, weight, linear, inverse_w, inverse_x = ctx.saved_tensors
+        b, normalized = ctx.b, ctx.normalize_weights
+        product_dtype = linear.dtype
+        grad, linear = _wide(grad), _wide(linear)
+        needs_x, needs_w = ctx.needs_input_grad[:2]
+        grad_x = grad_w = None
+
+        if inverse_x is None:  # B = 1
+            grad_linear, grad_frozen = grad, grad
+        else:
+            scale = inverse_x if normalized else inverse_x * inverse_w
+            power = _power(linear, scale, b)
+            grad_frozen = grad * power
+            grad_linear = grad_frozen * b
+            if b != 2.0:
+                cosine_eps = linear.abs().mul_(scale).add_(COS_EPS)
+                grad_linear = torch.addcdiv(grad_linear, grad_frozen, cosine_eps, value=-(b - 1.0) * COS_EPS)
+        through = grad_linear if inverse_w is None or not normalized else grad_linear * inverse_w
+        through = through.to(product_dtype)
+
+        if needs_x:
+            grad_x = through @ weight
+            if inverse_x is not None:
+                wide_x, wide_grad = _wide(x), _wide(grad_x)
+                excess = (wide_x * wide_grad).sum(-1, keepdim=True) - (grad_frozen * linear).sum(-1, keepdim=True)
+                grad_x = wide_grad - wide_x * (inverse_x.square() * excess)
+            grad_x = grad_x.to(ctx.dtypes[0])
+        if needs_w:
+            grad_w = _wide(through.flatten(0, -2).t() @ x.flatten(0, -2))
+            if inverse_w is not None and (normalized or inverse_x is not None):
+                wide_w = _wide(weight)
+                excess = (wide_w * grad_w).sum(-1, keepdim=True)
+                if not normalized:
+                    excess = excess - (grad_frozen * linear).flatten(0, -2).sum(0).unsqueeze(-1)
+                grad_w = grad_w - wide_w * (inverse_w.square().unsqueeze(-1) * excess)
+            grad_w = grad_w.to(ctx.dtypes[1])
+        return grad_x, grad_w, None, None
+
+
+class FrozenBcosLinearFunction(torch.autograd.Function):
+    """The B-cos layer in explanation mode: same values, and linear in `x` with `n` and `f(c)` held constant."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
+        ctx.dtype = x.dtype
+        x, weight = _autocast(x, weight)
+        out, _, power, inverse_w, _ = bcos_forward(x, weight, b, normalize_weights)
+        ctx.save_for_backward(weight, power, inverse_w if normalize_weights else None)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        weight, power, inverse_w = ctx.saved_tensors
+        if power is not None:
+            grad = grad * power
+        if inverse_w is not None:
+            weight = weight * inverse_w.unsqueeze(-1)
+        return (grad.to(weight.dtype) @ weight).to(ctx.dtype), None, None, None
+
+
+class FrozenLayerNormFunction(torch.autograd.Function):
+    """Layer normalisation in explanation mode: same values, `1/std` held constant, centring differentiated."""
+
+    @staticmethod
+    def forward(
+        ctx, x: torch.Tensor, weight: torch.Tensor | None, normalized_shape: tuple[int, ...], eps: float
+    ) -> torch.Tensor:
+        ctx.dtype, ctx.dims = x.dtype, tuple(range(-len(normalized_shape), 0))
+        if torch.is_autocast_enabled(x.device.type):
+            out = F.layer_norm(x, normalized_shape, weight, None, eps)
+            inverse_std = torch.rsqrt(_wide(x).var(ctx.dims, unbiased=False, keepdim=True) + eps)
+        else:
+            out, _, inverse_std = torch.native_layer_norm(x, normalized_shape, weight, None, eps)
+        ctx.save_for_backward(weight, inverse_std)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        weight, inverse_std = ctx.saved_tensors
+        scaled = grad * inverse_std if weight is None else grad * weight * inverse_std
+        return (scaled - scaled.mean(ctx.dims, keepdim=True)).to(ctx.dtype), None, None, None
+
+
+class FrozenGateFunction(torch.autograd.Function):
+    """An activation `x · gate(x)` in explanation mode: same values, the gate held constant."""
+
+    @staticmethod
+    def forward(
+        ctx, x: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor], gate_at_zero: float
+    ) -> torch.Tensor:
+        out = activation(x)
+        ctx.save_for_backward((out / x).masked_fill_(x == 0, gate_at_zero))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (gate,) = ctx.saved_tensors
+        return grad * gate, None, None

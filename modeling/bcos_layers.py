@@ -1,0 +1,241 @@
+"""Dynamic-linear building blocks: every layer computes `W(x) · x` with no additive bias.
+
+In explanation mode (`explanation_mode()`) the forward values stay bit for bit the same, but what depends on the input
+inside `W(x)` is treated as a constant when gradients are taken, so that the whole network becomes one linear map of its
+input embeddings and `gradient · input` is an exact split of the output.
+
+Sources: B-cos networks (arXiv 2205.10268, eq. 3), B-cos LM (arXiv 2502.12992, section 3).
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .bcos_functions import BcosLinearFunction, FrozenBcosLinearFunction, FrozenGateFunction, FrozenLayerNormFunction
+
+
+class _ExplanationState(threading.local):
+    """What a layer needs to know about the explanation that its own thread is computing."""
+
+    active: bool = False
+    recorder: "EmbeddingRecorder | None" = None
+
+
+_STATE = _ExplanationState()
+
+
+class EmbeddingRecorder:
+    """Collects the embeddings of one forward pass; the word embeddings become the leaf of the gradient.
+
+    Attributes:
+        leaf (`torch.Tensor | None`): word embeddings, `(batch, tokens, hidden)`, requires grad.
+        parts (`dict[str, torch.Tensor]`): every recorded embedding by part name, detached; broadcastable to the leaf.
+    """
+
+    def __init__(self) -> None:
+        self.leaf: torch.Tensor | None = None
+        self.parts: dict[str, torch.Tensor] = {}
+
+    def record(self, part: str, embeddings: torch.Tensor) -> torch.Tensor:
+        """Remembers `embeddings` and returns what the forward pass shall go on with."""
+        value = embeddings.detach()
+        self.parts[part] = value
+        if part != "word":
+            return value
+        self.leaf = value.clone().requires_grad_(True)
+        return self.leaf
+
+
+@contextmanager
+def explanation_mode(recorder: EmbeddingRecorder | None = None) -> Iterator[None]:
+    """Freezes the dynamic matrices of all B-cos layers for the current thread.
+
+    Re-entrant, exception-safe, and invisible to other threads. Forward values do not change; only what is
+    differentiated does. The backward pass may run after the block has been left.
+
+    Args:
+        recorder: if given, embedding layers hand their outputs to it.
+    """
+    before = (_STATE.active, _STATE.recorder)
+    _STATE.active, _STATE.recorder = True, recorder
+    try:
+        yield
+    finally:
+        _STATE.active, _STATE.recorder = before
+
+
+def is_explaining() -> bool:
+    """Whether explanation mode is on in the current thread."""
+    return _STATE.active
+
+
+class BcosLinear(nn.Linear):
+    """Bias-free linear layer whose output is scaled by alignment: `ŵ·x · |cos(x, w)|^(B-1)`.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        b: alignment pressure B ≥ 1; 1 is a linear layer.
+        normalize_weights: use `ŵ = w/‖w‖` (True) or `ŵ = w` (False).
+
+    Shapes: input `(..., in_features)`, output `(..., out_features)`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        b: float = 1.5,
+        normalize_weights: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        self.b = check_b(b)
+        self.normalize_weights = bool(normalize_weights)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _bcos_linear(input, self.weight, self.b, self.normalize_weights)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, b={self.b:g}, normalize_weights={self.normalize_weights}"
+
+
+class BcosConv1D(Conv1D):
+    """`BcosLinear` for GPT-2's transposed weights.
+
+    Shapes: input `(..., nx)`, output `(..., nf)`; weight `(nx, nf)`.
+    """
+
+    def __init__(self, nf: int, nx: int, b: float = 1.5, normalize_weights: bool = True) -> None:
+        super().__init__(nf, nx)
+        self.bias = None
+        self.b = check_b(b)
+        self.normalize_weights = bool(normalize_weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _bcos_linear(x, self.weight.t(), self.b, self.normalize_weights)
+
+    def __repr__(self) -> str:
+        return f"BcosConv1D(nf={self.nf}, nx={self.nx}, b={self.b:g}, normalize_weights={self.normalize_weights})"
+
+
+class BcosQueryKeyLinear(nn.Linear):
+    """Query or key projection. Its *output* is what explanation mode freezes.
+
+    With queries and keys constant the attention matrix is constant whatever kernel computes it (eager, SDPA, flash,
+    flex), and a bias on them does no harm to completeness (`config.qk_bias`).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not _STATE.active:
+            return super().forward(input)
+        with torch.no_grad():
+            return super().forward(input)
+
+
+class BcosLayerNorm(nn.LayerNorm):
+    """Layer normalisation without bias; explanation mode freezes `1/std`, while centring is linear and stays."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not _STATE.active:
+            return super().forward(input)
+        weight = None if self.weight is None else self.weight.detach()
+        return FrozenLayerNormFunction.apply(input, weight, self.normalized_shape, self.eps)
+
+
+class BcosRMSNorm(nn.Module):
+    """Root-mean-square normalisation as in Llama (computed in at least float32); explanation mode freezes `1/rms`.
+
+    Args:
+        hidden_size: size of the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        source = wide.detach() if _STATE.active else wide
+        inverse_rms = torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (wide * inverse_rms).to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+# The gate at 0, i.e. the limit of `activation(x) / x`, of transformers' activations of the form `x · gate(x)`.
+GATE_AT_ZERO: dict[str, float] = {
+    "gelu": 0.5,
+    "gelu_new": 0.5,
+    "gelu_fast": 0.5,
+    "gelu_python": 0.5,
+    "gelu_pytorch_tanh": 0.5,
+    "gelu_python_tanh": 0.5,
+    "quick_gelu": 0.5,
+    "silu": 0.5,
+    "swish": 0.5,
+    "mish": 0.6,
+    "relu": 0.0,
+    "relu2": 0.0,
+    "leaky_relu": 0.0,
+    "linear": 1.0,
+}
+
+
+class GatedActivation(nn.Module):
+    """An activation seen as `x · gate(x)`; explanation mode freezes the gate.
+
+    Args:
+        activation: the activation itself; must map 0 to 0.
+        gate_at_zero: value of the gate where the input is exactly 0.
+    """
+
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor], gate_at_zero: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_at_zero = gate_at_zero
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not _STATE.active:
+            return self.activation(input)
+        return FrozenGateFunction.apply(input, self.activation, self.gate_at_zero)
+
+
+class BcosEmbedding(nn.Embedding):
+    """Embedding whose output an explanation can record as one part of the input (`"word"`, `"position"`, …)."""
+
+    part: str = "word"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        recorder = _STATE.recorder
+        if recorder is None:
+            return super().forward(input)
+        with torch.no_grad():
+            embeddings = super().forward(input)
+        return recorder.record(self.part, embeddings)
+
+
+def check_b(b: float, name: str = "b") -> float:
+    """Returns `b` as a float.
+
+    Raises:
+        ValueError: `b` is not a finite number of at least 1.
+    """
+    valid = isinstance(b, (int, float)) and not isinstance(b, bool) and 1.0 <= b < float("inf")
+    if not valid:
+        raise ValueError(f"`{name}` must be a finite number of at least 1 (1 is a linear layer), got {b!r}.")
+    return float(b)
+
+
+def _bcos_linear(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
+    if _STATE.active:
+        return FrozenBcosLinearFunction.apply(x, weight.detach(), b, normalize_weights)
+    return BcosLinearFunction.apply(x, weight, b, normalize_weights)
