@@ -100,7 +100,9 @@ def from_pretrained_bcos(name_or_path: str | os.PathLike, task: str | None = Non
 def _from_pretrained_bcos_class(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """Loads a conventional checkpoint of this architecture as a B-cos model; see `from_pretrained_bcos`."""
     if "task" in kwargs:
-        raise TypeError(f"{cls.__name__} has its task already; use bcos_transformers.from_pretrained_bcos to name one.")
+        raise TypeError(
+            f"{cls.__name__} has its task already; use bcos_transformers.from_pretrained_bcos to name one."
+        )
     source = _source_config(name_or_path, kwargs)
     if "bcos-" + source["model_type"] != cls.config_class.model_type:
         raise ValueError(
@@ -217,7 +219,9 @@ def _refuse_non_finite(model: PreTrainedModel, checkpoint: Checkpoint | None, na
         )
 
 
-def _report(model: PreTrainedModel, name_or_path, info: dict[str, Any], checkpoint: Checkpoint | None) -> ConversionReport:
+def _report(
+    model: PreTrainedModel, name_or_path, info: dict[str, Any], checkpoint: Checkpoint | None
+) -> ConversionReport:
     layers = Counter(type(m).__name__ for m in model.modules() if type(m).__module__.endswith(".bcos_layers"))
     report = ConversionReport(
         source=str(name_or_path),

@@ -33,7 +33,7 @@ class ArchitectureRoles:
         linear: layers that are linear already and only lose their bias.
         lm_head: output layer of a language model: linear, or B-cos with `bcos_lm_head`.
         norm: `LayerNorm` modules.
-        gate: activations of the form `x · gate(x)`.
+        gate: activations of the form `x · gate(x)` that follow a B-cos layer.
         identity: nonlinearities of poolers and heads that are taken out.
         embeddings: embedding modules and the part of the input that each contributes.
         biases: parameters outside the roles above that are biases and go.
@@ -105,9 +105,10 @@ def make_bcos(model: nn.Module, config) -> None:
         role = roles.role_of(name)
         if role is None or isinstance(module, nn.Identity):
             continue
-        layer = re.search(roles.layer_pattern, name)
-        b = config.b_of_layer(int(layer.group(1)) if layer else None)
-        new = _replacement(role, module, config, b, roles.part_of(name))
+        layer = _layer_of(name, roles)
+        new = _replacement(role, module, config, config.b_of_layer(layer), roles.part_of(name))
+        if role in ("bcos", "norm", "gate"):
+            new.tokenwise_in_last_layer = layer == config.num_hidden_layers - 1
         if new is not module:
             new.train(module.training)
             parent, _, child = name.rpartition(".")
@@ -139,11 +140,10 @@ def set_b(model: nn.Module, b: float, b_per_layer: list[float] | None = None) ->
     except ValueError:
         config.b, config.b_per_layer = before
         raise
-    pattern = ROLES[config.model_type].layer_pattern
+    roles = ROLES[config.model_type]
     for name, module in model.named_modules():
         if isinstance(module, (BcosLinear, BcosConv1D)):
-            layer = re.search(pattern, name)
-            module.b = config.b_of_layer(int(layer.group(1)) if layer else None)
+            module.b = config.b_of_layer(_layer_of(name, roles))
 
 
 def assert_dynamic_linear(model: nn.Module) -> None:
@@ -164,7 +164,9 @@ def assert_dynamic_linear(model: nn.Module) -> None:
         )
     roles = ROLES[model_type]
     faults = []
-    inside_gates = {id(child) for gate in model.modules() if isinstance(gate, GatedActivation) for child in gate.children()}
+    inside_gates = {
+        id(child) for gate in model.modules() if isinstance(gate, GatedActivation) for child in gate.children()
+    }
     for name, module in model.named_modules():
         if id(module) in inside_gates:
             continue
@@ -235,7 +237,9 @@ def _replacement(role: str, module: nn.Module, config, b: float, part: str | Non
         return new
     if role == "gate":
         return (
-            module if isinstance(module, GatedActivation) else GatedActivation(module, _gate_at_zero(module, config))
+            module
+            if isinstance(module, GatedActivation)
+            else GatedActivation(module, _gate_at_zero(module, config), True)
         )
     if role == "identity":
         return nn.Identity()
@@ -254,6 +258,12 @@ def _gate_at_zero(module: nn.Module, config) -> float:
             f"supported: {', '.join(sorted(GATE_AT_ZERO))}."
         )
     return GATE_AT_ZERO[name]
+
+
+def _layer_of(name: str, roles: ArchitectureRoles) -> int | None:
+    """Index of the encoder or decoder layer that the module called `name` lies in, or None."""
+    found = re.search(roles.layer_pattern, name)
+    return int(found.group(1)) if found else None
 
 
 def _ends_with(name: str, ending: str) -> bool:

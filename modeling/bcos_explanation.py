@@ -101,7 +101,7 @@ class BcosExplanationMixin:
             given, mask = check_inputs(self, {"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
             if "inputs_embeds" in given:
                 given["inputs_embeds"] = recorder.record("word", given["inputs_embeds"])
-            with explanation_mode(recorder):
+            with explanation_mode(recorder, first_token_only=self.pools_first_token):
                 # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                 output = self._call_impl(**{**given, "return_dict": True})
             quantities = explained_quantities(self, output, given, mask, target, contrast, position)

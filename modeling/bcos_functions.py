@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 NORM_EPS = 1e-6  # added to ‖x‖²
 COS_EPS = 1e-6  # added to |cos| before the power, unless B is 1 or 2
+BLOCK_ROWS = 256
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,7 @@ def _inverse_input_norm(x: torch.Tensor) -> torch.Tensor:
 
 
 def _power(scaled: torch.Tensor, inverse_norm: torch.Tensor, b: float) -> torch.Tensor:
-    """`f(c)` for `c = scaled · inverse_norm`; does not touch `scaled`."""
+    """`f(c)` for `c = scaled · inverse_norm`, in new memory."""
     power = scaled.abs()
     if b == 2.0:
         return power.mul_(inverse_norm)
@@ -51,21 +52,44 @@ def _power(scaled: torch.Tensor, inverse_norm: torch.Tensor, b: float) -> torch.
     return power.pow_(b - 1.0)
 
 
-def bcos_forward(
-    x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Returns the output, `lin`, `f(c)`, `n` and `m`; the last three are None where they are not needed."""
-    product = F.linear(x, weight)
+def bcos_forward(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> tuple:
+    """Returns `lin`, `f(c)`, `n` and `m`, the last three None where B or the normalisation does not need them.
+
+    On CPUs fresh memory costs more than arithmetic, hence the operations in place.
+    """
+    product = _wide(F.linear(x, weight))
     if b == 1.0 and not normalize_weights:
-        return product, product, None, None, None
+        return product, None, None, None
     inverse_w = _inverse_weight_norm(weight)
-    scaled = _wide(product) * inverse_w
+    if normalize_weights:
+        product.mul_(inverse_w)
     if b == 1.0:
-        return scaled.to(product.dtype), scaled, None, inverse_w, None
+        return product, None, inverse_w, None
     inverse_x = _inverse_input_norm(x)
-    power = _power(scaled, inverse_x, b)
-    linear = scaled if normalize_weights else product
-    return (linear * power).to(product.dtype), linear, power, inverse_w, inverse_x
+    power = _power(product, inverse_x if normalize_weights else inverse_x * inverse_w, b)
+    return product, power, inverse_w, inverse_x
+
+
+def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
+    """The layer's output where no gradient is wanted: scaled in place, block by block, so that the power of the cosines
+    never takes more than a block of memory."""
+    x, weight = _autocast(x, weight)
+    product = _wide(F.linear(x, weight))
+    if b == 1.0 and not normalize_weights:
+        return product.to(x.dtype)
+    inverse_w = _inverse_weight_norm(weight)
+    if normalize_weights:
+        product.mul_(inverse_w)
+    if b != 1.0:
+        inverse_x = _inverse_input_norm(x)
+        scale = inverse_x if normalize_weights else inverse_x * inverse_w
+        if torch.compiler.is_compiling():
+            product = product * _power(product, scale, b)
+        else:
+            blocks = product.flatten(0, -2).split(BLOCK_ROWS), scale.flatten(0, -2).split(BLOCK_ROWS)
+            for rows, scales in zip(*blocks, strict=True):
+                rows.mul_(_power(rows, scales, b))
+    return product.to(x.dtype)
 
 
 class BcosLinearFunction(torch.autograd.Function):
@@ -80,11 +104,12 @@ class BcosLinearFunction(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
         ctx.dtypes = (x.dtype, weight.dtype)
         x, weight = _autocast(x, weight)
-        out, linear, _, inverse_w, inverse_x = bcos_forward(x, weight, b, normalize_weights)
+        linear, power, inverse_w, inverse_x = bcos_forward(x, weight, b, normalize_weights)
         ctx.b, ctx.normalize_weights = b, normalize_weights
-        # `lin` is kept in the dtype of the product and widened again, so half precision keeps half the memory.
-        ctx.save_for_backward(x, weight, linear.to(out.dtype), inverse_w, inverse_x)
-        return out
+        # `lin` is kept in the dtype of the product, so half precision keeps half the memory; `f(c)` is recomputed.
+        kept = linear.to(x.dtype)
+        ctx.save_for_backward(x, weight, kept, inverse_w, inverse_x)
+        return kept if power is None else power.mul_(linear).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -129,24 +154,35 @@ class BcosLinearFunction(torch.autograd.Function):
 
 
 class FrozenBcosLinearFunction(torch.autograd.Function):
-    """The B-cos layer in explanation mode: same values, and linear in `x` with `n` and `f(c)` held constant."""
+    """The B-cos layer in explanation mode: same values, and linear in `x` with `n` and `f(c)` held constant.
+
+    `first_token`: see `keep_first_token`.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
-        ctx.dtype = x.dtype
+    def forward(
+        ctx, x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool, first_token: bool
+    ) -> torch.Tensor:
+        ctx.dtype, ctx.first_token = x.dtype, first_token
         x, weight = _autocast(x, weight)
-        out, _, power, inverse_w, _ = bcos_forward(x, weight, b, normalize_weights)
-        ctx.save_for_backward(weight, power, inverse_w if normalize_weights else None)
+        linear, power, inverse_w, _ = bcos_forward(x, weight, b, normalize_weights)
+        out = (linear if power is None else linear.mul_(power)).to(x.dtype)
+        ctx.save_for_backward(weight, inverse_w if normalize_weights else None)
+        # Not saved by autograd, which would forbid `FrozenGateFunction` to multiply its gate into it.
+        ctx.factor = keep_first_token(power, first_token)
         return out
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        weight, power, inverse_w = ctx.saved_tensors
-        if power is not None:
-            grad = grad * power
+        weight, inverse_w = ctx.saved_tensors
+        tokens = grad.shape[-2] if ctx.first_token else None
+        grad = keep_first_token(grad, ctx.first_token)
+        if ctx.factor is not None:
+            grad = grad * ctx.factor
         if inverse_w is not None:
             weight = weight * inverse_w.unsqueeze(-1)
-        return (grad.to(weight.dtype) @ weight).to(ctx.dtype), None, None, None
+        grad_x = (grad.to(weight.dtype) @ weight).to(ctx.dtype)
+        return pad_tokens(grad_x, tokens), None, None, None, None
 
 
 class FrozenLayerNormFunction(torch.autograd.Function):
@@ -154,36 +190,76 @@ class FrozenLayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: torch.Tensor, weight: torch.Tensor | None, normalized_shape: tuple[int, ...], eps: float
+        ctx,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        normalized_shape: tuple[int, ...],
+        eps: float,
+        first_token: bool,
     ) -> torch.Tensor:
-        ctx.dtype, ctx.dims = x.dtype, tuple(range(-len(normalized_shape), 0))
+        ctx.dtype, ctx.dims, ctx.first_token = x.dtype, tuple(range(-len(normalized_shape), 0)), first_token
         if torch.is_autocast_enabled(x.device.type):
             out = F.layer_norm(x, normalized_shape, weight, None, eps)
             inverse_std = torch.rsqrt(_wide(x).var(ctx.dims, unbiased=False, keepdim=True) + eps)
         else:
             out, _, inverse_std = torch.native_layer_norm(x, normalized_shape, weight, None, eps)
-        ctx.save_for_backward(weight, inverse_std)
+        ctx.save_for_backward(weight, keep_first_token(inverse_std, first_token))
         return out
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         weight, inverse_std = ctx.saved_tensors
-        scaled = grad * inverse_std if weight is None else grad * weight * inverse_std
-        return (scaled - scaled.mean(ctx.dims, keepdim=True)).to(ctx.dtype), None, None, None
+        tokens = grad.shape[-2] if ctx.first_token else None
+        scaled = _wide(keep_first_token(grad, ctx.first_token))
+        scaled = scaled * inverse_std if weight is None else (scaled * weight).mul_(inverse_std)
+        grad_x = scaled.sub_(scaled.mean(ctx.dims, keepdim=True)).to(ctx.dtype)
+        return pad_tokens(grad_x, tokens), None, None, None, None
 
 
 class FrozenGateFunction(torch.autograd.Function):
-    """An activation `x · gate(x)` in explanation mode: same values, the gate held constant."""
+    """An activation `x · gate(x)` in explanation mode: same values, the gate held constant.
+
+    If `factor` is given, what the B-cos layer that made `x` will multiply its gradient with, the gate goes into it, and
+    the gradient passes here untouched: one tensor less to keep, and one product less to compute.
+    """
 
     @staticmethod
     def forward(
-        ctx, x: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor], gate_at_zero: float
+        ctx,
+        x: torch.Tensor,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        gate_at_zero: float,
+        first_token: bool,
+        factor: torch.Tensor | None,
     ) -> torch.Tensor:
+        ctx.first_token, ctx.merged = first_token, factor is not None
         out = activation(x)
-        ctx.save_for_backward((out / x).masked_fill_(x == 0, gate_at_zero))
+        # Only 0/0 is NaN here: an input that is NaN makes the logits NaN, which `explain` refuses.
+        gate = (keep_first_token(out, first_token) / keep_first_token(x, first_token)).nan_to_num_(nan=gate_at_zero)
+        if factor is not None:
+            factor.mul_(gate)
+        else:
+            ctx.save_for_backward(gate)
         return out
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
+        if ctx.merged:
+            return grad, None, None, None, None
         (gate,) = ctx.saved_tensors
-        return grad * gate, None, None
+        tokens = grad.shape[-2] if ctx.first_token else None
+        return pad_tokens(keep_first_token(grad, ctx.first_token) * gate, tokens), None, None, None, None
+
+
+def keep_first_token(tensor: torch.Tensor | None, first_token: bool) -> torch.Tensor | None:
+    """What the gradient of the first token needs of `tensor` `(batch, tokens, features)`.
+
+    In the last layer of a model that classifies from its first token, the gradients of all other tokens are zero: there
+    is nothing to remember for them and nothing to multiply.
+    """
+    return tensor[..., :1, :].clone() if first_token and tensor is not None else tensor
+
+
+def pad_tokens(tensor: torch.Tensor, tokens: int | None) -> torch.Tensor:
+    """Fills the tokens that `keep_first_token` left out with zeros; nothing to do if `tokens` is None."""
+    return tensor if tokens is None else F.pad(tensor, (0, 0, 0, tokens - tensor.shape[-2]))

@@ -15,7 +15,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .bcos_functions import BcosLinearFunction, FrozenBcosLinearFunction, FrozenGateFunction, FrozenLayerNormFunction
+from .bcos_functions import (
+    BcosLinearFunction,
+    FrozenBcosLinearFunction,
+    FrozenGateFunction,
+    FrozenLayerNormFunction,
+    bcos_output,
+)
 
 
 class _ExplanationState(threading.local):
@@ -23,6 +29,7 @@ class _ExplanationState(threading.local):
 
     active: bool = False
     recorder: "EmbeddingRecorder | None" = None
+    first_token_only: bool = False
 
 
 _STATE = _ExplanationState()
@@ -51,7 +58,7 @@ class EmbeddingRecorder:
 
 
 @contextmanager
-def explanation_mode(recorder: EmbeddingRecorder | None = None) -> Iterator[None]:
+def explanation_mode(recorder: EmbeddingRecorder | None = None, first_token_only: bool = False) -> Iterator[None]:
     """Freezes the dynamic matrices of all B-cos layers for the current thread.
 
     Re-entrant, exception-safe, and invisible to other threads. Forward values do not change; only what is
@@ -59,13 +66,15 @@ def explanation_mode(recorder: EmbeddingRecorder | None = None) -> Iterator[None
 
     Args:
         recorder: if given, embedding layers hand their outputs to it.
+        first_token_only: promise that only the first token of the last layer's output will be differentiated, which
+            spares that layer the work for the others.
     """
-    before = (_STATE.active, _STATE.recorder)
-    _STATE.active, _STATE.recorder = True, recorder
+    before = (_STATE.active, _STATE.recorder, _STATE.first_token_only)
+    _STATE.active, _STATE.recorder, _STATE.first_token_only = True, recorder, first_token_only
     try:
         yield
     finally:
-        _STATE.active, _STATE.recorder = before
+        _STATE.active, _STATE.recorder, _STATE.first_token_only = before
 
 
 def is_explaining() -> bool:
@@ -85,6 +94,8 @@ class BcosLinear(nn.Linear):
     Shapes: input `(..., in_features)`, output `(..., out_features)`.
     """
 
+    tokenwise_in_last_layer: bool = False
+
     def __init__(
         self,
         in_features: int,
@@ -99,7 +110,7 @@ class BcosLinear(nn.Linear):
         self.normalize_weights = bool(normalize_weights)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _bcos_linear(input, self.weight, self.b, self.normalize_weights)
+        return _bcos_linear(self, input, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, b={self.b:g}, normalize_weights={self.normalize_weights}"
@@ -111,6 +122,8 @@ class BcosConv1D(Conv1D):
     Shapes: input `(..., nx)`, output `(..., nf)`; weight `(nx, nf)`.
     """
 
+    tokenwise_in_last_layer: bool = False
+
     def __init__(self, nf: int, nx: int, b: float = 1.5, normalize_weights: bool = True) -> None:
         super().__init__(nf, nx)
         self.bias = None
@@ -118,7 +131,7 @@ class BcosConv1D(Conv1D):
         self.normalize_weights = bool(normalize_weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _bcos_linear(x, self.weight.t(), self.b, self.normalize_weights)
+        return _bcos_linear(self, x, self.weight.t())
 
     def __repr__(self) -> str:
         return f"BcosConv1D(nf={self.nf}, nx={self.nx}, b={self.b:g}, normalize_weights={self.normalize_weights})"
@@ -141,11 +154,14 @@ class BcosQueryKeyLinear(nn.Linear):
 class BcosLayerNorm(nn.LayerNorm):
     """Layer normalisation without bias; explanation mode freezes `1/std`, while centring is linear and stays."""
 
+    tokenwise_in_last_layer: bool = False
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not _STATE.active:
             return super().forward(input)
         weight = None if self.weight is None else self.weight.detach()
-        return FrozenLayerNormFunction.apply(input, weight, self.normalized_shape, self.eps)
+        first = self.tokenwise_in_last_layer and _STATE.first_token_only
+        return FrozenLayerNormFunction.apply(input, weight, self.normalized_shape, self.eps, first)
 
 
 class BcosRMSNorm(nn.Module):
@@ -196,17 +212,28 @@ class GatedActivation(nn.Module):
     Args:
         activation: the activation itself; must map 0 to 0.
         gate_at_zero: value of the gate where the input is exactly 0.
+        follows_bcos_layer: the input comes from a B-cos layer whose output goes nowhere else.
     """
 
-    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor], gate_at_zero: float) -> None:
+    tokenwise_in_last_layer: bool = False
+
+    def __init__(
+        self,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        gate_at_zero: float,
+        follows_bcos_layer: bool = False,
+    ) -> None:
         super().__init__()
+        self.follows_bcos_layer = follows_bcos_layer
         self.activation = activation
         self.gate_at_zero = gate_at_zero
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not _STATE.active:
             return self.activation(input)
-        return FrozenGateFunction.apply(input, self.activation, self.gate_at_zero)
+        first = self.tokenwise_in_last_layer and _STATE.first_token_only
+        factor = getattr(input.grad_fn, "factor", None) if self.follows_bcos_layer else None
+        return FrozenGateFunction.apply(input, self.activation, self.gate_at_zero, first, factor)
 
 
 class BcosEmbedding(nn.Embedding):
@@ -235,7 +262,10 @@ def check_b(b: float, name: str = "b") -> float:
     return float(b)
 
 
-def _bcos_linear(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
-    if _STATE.active:
-        return FrozenBcosLinearFunction.apply(x, weight.detach(), b, normalize_weights)
-    return BcosLinearFunction.apply(x, weight, b, normalize_weights)
+def _bcos_linear(layer: "BcosLinear | BcosConv1D", x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if not _STATE.active:
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return BcosLinearFunction.apply(x, weight, layer.b, layer.normalize_weights)
+        return bcos_output(x, weight, layer.b, layer.normalize_weights)
+    first = layer.tokenwise_in_last_layer and _STATE.first_token_only
+    return FrozenBcosLinearFunction.apply(x, weight.detach(), layer.b, layer.normalize_weights, first)
