@@ -17,6 +17,7 @@ from .bcos_layers import (
     BcosLinear,
     BcosQueryKeyLinear,
     BcosRMSNorm,
+    BcosValueLinear,
     GatedActivation,
 )
 
@@ -182,10 +183,8 @@ def _fault(role: str | None, module: nn.Module, config) -> str | None:
     if getattr(module, "bias", None) is not None and not (role == "query_key" and config.qk_bias):
         return "has a bias"
     if isinstance(module, (nn.Linear, Conv1D)):
-        allowed = (BcosLinear, BcosConv1D, BcosQueryKeyLinear)
-        if type(module) in allowed or (type(module) in (nn.Linear, Conv1D) and role in ("linear", "lm_head")):
-            return None
-        return "a linear layer that was not converted"
+        converted = (BcosLinear, BcosConv1D, BcosQueryKeyLinear, BcosValueLinear)
+        return None if type(module) in converted else "a linear layer that was not converted"
     if isinstance(module, nn.Embedding):
         return None if isinstance(module, BcosEmbedding) else "an embedding that explanations cannot record"
     if "Norm" in type(module).__name__ and not isinstance(module, (BcosLayerNorm, BcosRMSNorm)):
@@ -227,8 +226,11 @@ def _replacement(role: str, module: nn.Module, config, b: float, part: str | Non
         new.weight, new.bias = module.weight, module.bias
         return new
     if role == "linear":
-        module.register_parameter("bias", None)
-        return module
+        if isinstance(module, BcosValueLinear):
+            return module
+        new = BcosValueLinear(module.in_features, module.out_features, bias=False, device="meta")
+        new.weight = module.weight
+        return new
     if role == "norm":
         if isinstance(module, (BcosLayerNorm, BcosRMSNorm)):
             return module

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
+from .bcos_attention import FrozenAttention
 from .bcos_eval_mode import evaluation_mode
 from .bcos_inputs import check_inputs
 from .bcos_layers import EmbeddingRecorder, explanation_mode
@@ -101,7 +102,7 @@ class BcosExplanationMixin:
             given, mask = check_inputs(self, {"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
             if "inputs_embeds" in given:
                 given["inputs_embeds"] = recorder.record("word", given["inputs_embeds"])
-            with explanation_mode(recorder, first_token_only=self.pools_first_token):
+            with FrozenAttention(), explanation_mode(recorder, first_token_only=self.pools_first_token):
                 # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                 output = self._call_impl(**{**given, "return_dict": True})
             quantities = explained_quantities(self, output, given, mask, target, contrast, position)

@@ -5,7 +5,7 @@ Notation: `x` input `(..., in)`, `w` weight `(out, in)`, `u = x·wᵀ`, `n = 1/�
 `lin = u·n` (normalized weights) or `u`. The layer is `lin · f(c)` (arXiv 2205.10268, eq. 3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -83,13 +83,16 @@ def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weigh
     if b != 1.0:
         inverse_x = _inverse_input_norm(x)
         scale = inverse_x if normalize_weights else inverse_x * inverse_w
-        if torch.compiler.is_compiling():
-            product = product * _power(product, scale, b)
-        else:
-            blocks = product.flatten(0, -2).split(BLOCK_ROWS), scale.flatten(0, -2).split(BLOCK_ROWS)
-            for rows, scales in zip(*blocks, strict=True):
-                rows.mul_(_power(rows, scales, b))
+        for rows, scales in _blocks(product, scale):
+            rows.mul_(_power(rows, scales, b))
     return product.to(x.dtype)
+
+
+def _blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same rows of every tensor, a block at a time, as views: temporary results stay in the cache."""
+    size = None if torch.compiler.is_compiling() else BLOCK_ROWS
+    rows = [tensor.view(-1, tensor.shape[-1]) for tensor in tensors]
+    return zip(*([r] if size is None else r.split(size) for r in rows), strict=True)
 
 
 class BcosLinearFunction(torch.autograd.Function):
@@ -234,12 +237,13 @@ class FrozenGateFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.first_token, ctx.merged = first_token, factor is not None
         out = activation(x)
+        kept_out, kept_x = keep_first_token(out, first_token), keep_first_token(x, first_token)
         # Only 0/0 is NaN here: an input that is NaN makes the logits NaN, which `explain` refuses.
-        gate = (keep_first_token(out, first_token) / keep_first_token(x, first_token)).nan_to_num_(nan=gate_at_zero)
-        if factor is not None:
-            factor.mul_(gate)
+        if factor is None:
+            ctx.save_for_backward((kept_out / kept_x).nan_to_num_(nan=gate_at_zero))
         else:
-            ctx.save_for_backward(gate)
+            for rows, outs, xs in _blocks(factor, kept_out, kept_x):
+                rows.mul_((outs / xs).nan_to_num_(nan=gate_at_zero))
         return out
 
     @staticmethod

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from .bcos_functions import (
@@ -149,6 +150,13 @@ class BcosQueryKeyLinear(nn.Linear):
             return super().forward(input)
         with torch.no_grad():
             return super().forward(input)
+
+
+class BcosValueLinear(nn.Linear):
+    """Value projection: plainly linear. Explanation mode only spares autograd the thought of its weight's gradient."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(input, self.weight.detach() if _STATE.active else self.weight)
 
 
 class BcosLayerNorm(nn.LayerNorm):
