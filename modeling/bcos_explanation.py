@@ -1,5 +1,6 @@
 """Exact explanations: one forward pass, and one backward pass per target, split each logit over the input tokens."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from .bcos_eval_mode import evaluation_mode
 from .bcos_inputs import check_inputs
 from .bcos_layers import EmbeddingRecorder, explanation_mode
 from .bcos_targets import explained_quantities
+
+logger = logging.getLogger(__name__)
 
 MAX_TARGETS = 1000
 
@@ -112,21 +115,37 @@ class BcosExplanationMixin:
                     f"{count} targets per text; pass allow_large=True if you mean it, or name fewer targets or positions."
                 )
             contributions, parts_of = _contributions(quantities.values, recorder, mask, chunk_size, parts)
-        values = quantities.values.detach().to(contributions.dtype)
+        values = quantities.values.detach().to(contributions.device, contributions.dtype)
         if not torch.isfinite(values).all():
             raise ValueError(
                 "The explained logits are not finite, so there is nothing to split. Known causes: weights that are NaN, "
                 "float16 overflow, or eager attention with left padding in float64 (use attn_implementation='sdpa')."
             )
+        residual = values - contributions.sum(-1)
+        self._warn_of_rounding(residual, contributions)
         return BcosExplanation(
             logits=quantities.logits.detach(),
             contributions=contributions,
             target=quantities.target,
             values=values,
-            residual=values - contributions.sum(-1).to(values.device),
+            residual=residual,
             position=quantities.position,
             parts=parts_of if parts else None,
         )
+
+    def _warn_of_rounding(self, residual: torch.Tensor, contributions: torch.Tensor) -> None:
+        """Says once how far the sums are off, where half precision makes it more than a hundredth."""
+        largest = contributions.abs().amax(-1).clamp_min(torch.finfo(contributions.dtype).tiny)
+        share = (residual.abs() / largest).max().item()
+        if share > 0.01 and not getattr(self, "_warned_of_rounding", False):
+            self._warned_of_rounding = True
+            logger.warning(
+                "Contributions miss their logits by up to %.1f %% of the largest contribution: the forward pass rounds to "
+                "half precision (the model's dtype is %s; a model that a Trainer trained with bf16 or fp16 keeps autocast "
+                "in its forward pass until it is loaded anew). Explain in float32 where exactness matters.",
+                100 * share,
+                self.dtype,
+            )
 
 
 def _contributions(

@@ -70,8 +70,10 @@ def bcos_forward(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weig
 
 
 def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
-    """The layer's output where no gradient is wanted: scaled in place, block by block, so that the power of the cosines
-    never takes more than a block of memory."""
+    """The layer's output where no gradient is wanted.
+
+    Scaled in place and block by block, so that the power of the cosines never takes more than a block of memory.
+    """
     x, weight = _autocast(x, weight)
     product = _wide(F.linear(x, weight))
     if b == 1.0 and not normalize_weights:

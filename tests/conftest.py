@@ -15,7 +15,33 @@ import bcos_transformers
 from bcos_transformers import registration
 
 SHARED = Path(__file__).parents[2] / "shared"
-WORDS = "a the film food is was not very good bad funny dull gripp grip ##ing ##ly soup great loved hated it and . , !".split()
+WORDS = [
+    "a",
+    "the",
+    "film",
+    "food",
+    "is",
+    "was",
+    "not",
+    "very",
+    "good",
+    "bad",
+    "funny",
+    "dull",
+    "gripp",
+    "grip",
+    "##ing",
+    "##ly",
+    "soup",
+    "great",
+    "loved",
+    "hated",
+    "it",
+    "and",
+    ".",
+    ",",
+    "!",
+]  # noqa: SIM905
 HEADS = ["sequence-classification", "token-classification", "masked-lm", "question-answering"]
 
 
