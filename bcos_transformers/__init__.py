@@ -3,6 +3,12 @@
 Importing this package registers every B-cos class with transformers' Auto classes.
 """
 
+from pathlib import Path
+
+# In a checkout that is not installed, `modeling/` lies beside this folder instead of inside it.
+if not (Path(__file__).parent / "modeling").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
 from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
 from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, set_b
 from bcos_transformers.modeling.bcos_explanation import BcosExplanation

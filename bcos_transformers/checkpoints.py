@@ -1,5 +1,6 @@
 """Reads single tensors of a checkpoint, to report what a conversion leaves out."""
 
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ class Checkpoint:
 
     def _state(self, file: str) -> dict[str, torch.Tensor]:
         if file not in self._states:
-            self._states[file] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            self._states[file] = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         return self._states[file]
 
 

@@ -23,7 +23,8 @@ LOADING_ARGUMENTS = {
     *HUB_ARGUMENTS,
     *("attn_implementation", "device_map", "dtype", "torch_dtype", "key_mapping", "max_memory", "offload_buffers"),
     *("offload_folder", "ignore_mismatched_sizes", "use_safetensors", "variant", "weights_only", "disable_mmap"),
-    *("low_cpu_mem_usage", "output_loading_info", "tqdm_class", "use_kernels"),
+    *("low_cpu_mem_usage", "output_loading_info", "tqdm_class", "use_kernels", "kernel_config", "generation_config"),
+    *("trust_remote_code", "distributed_config", "device_mesh", "tp_plan", "tp_size"),
 }
 QUANTIZATION_ARGUMENTS = ("quantization_config", "load_in_8bit", "load_in_4bit", "gguf_file")
 NOT_CARRIED_OVER = ("model_type", "architectures", "auto_map", "transformers_version", "_name_or_path")
@@ -160,6 +161,7 @@ def _convert(
         config.mask_token_id = _mask_token_id(name_or_path, hub)
     model, info = cls.from_pretrained(name_or_path, config=config, output_loading_info=True, **loading)
     files = {name: loading[name] for name in ("variant", "use_safetensors") if name in loading}
+    hub.pop("force_download", None)  # has just been done
     checkpoint = find_checkpoint(str(name_or_path), **files, **hub)
     _refuse_non_finite(model, checkpoint, name_or_path)
     # What is saved from here on is another model: no path may lead back to the conventional weights.
@@ -186,10 +188,13 @@ def _bcos_config(config_class, name_or_path, source: dict[str, Any], overrides: 
     count = overrides.get("num_labels")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise ValueError(f"`num_labels` must be a positive integer, got {count!r}.")
-    if count is not None or "id2label" in overrides:
+    same_labels = count is not None and len(values.get("id2label") or {}) == count
+    if (count is not None and not same_labels) or {"id2label", "label2id"} & overrides.keys():
         values = {name: value for name, value in values.items() if name not in ("id2label", "label2id", "num_labels")}
     if "id2label" in overrides and "label2id" not in overrides:
         overrides = {**overrides, "label2id": {label: int(i) for i, label in overrides["id2label"].items()}}
+    if "label2id" in overrides and "id2label" not in overrides:
+        overrides = {**overrides, "id2label": {int(i): label for label, i in overrides["label2id"].items()}}
     if not os.path.isdir(name_or_path):
         values["converted_from"] = str(name_or_path)
     return config_class(**{**values, **overrides})
@@ -205,11 +210,16 @@ def _mask_token_id(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> int 
 
 def _refuse_non_finite(model: PreTrainedModel, checkpoint: Checkpoint | None, name_or_path) -> None:
     bad = []
+    stored = {}
+    for name in checkpoint or ():
+        owner, _, kind = name.rpartition(".")
+        for place in _places(owner, model.base_model_prefix):
+            stored[f"{place}.{ {'gamma': 'weight', 'beta': 'bias'}.get(kind, kind) }"] = name
     for name, tensor in model.named_parameters():
         if tensor.is_meta:  # offloaded to disk
-            if checkpoint is None or name not in checkpoint:
+            if name not in stored:
                 continue
-            tensor = checkpoint.tensor(name)
+            tensor = checkpoint.tensor(stored[name])
         if not torch.isfinite(tensor).all():
             bad.append(name)
     if bad:

@@ -19,7 +19,7 @@ class CardFacts:
         setup: machine, seed, epochs and learning rate, in words.
         largest_residual: largest |logit − Σ contributions| / max |contribution| that was seen.
         conversion: the conversion report in words, if the model was converted in this run.
-        licence: SPDX id or Hub name of the licence.
+        licence: Hub name of the licence; it depends on the base model and the data.
         language: language code.
     """
 
@@ -31,8 +31,8 @@ class CardFacts:
     setup: str = ""
     largest_residual: float | None = None
     conversion: str = ""
-    licence: str = "apache-2.0"
-    language: str = "en"
+    licence: str | None = None
+    language: str | None = None
 
 
 def render_model_card(model, facts: CardFacts) -> str:

@@ -7,6 +7,7 @@ of bcos_transformers/data. With arguments, any encoder and any data:
         --dataset_name stanfordnlp/sst2 --text_column sentence --output_dir runs/bcos-bert-sst2 --compare
 """
 
+import copy
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import evaluate
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from huggingface_hub import upload_folder
 from rich.console import Console
 from transformers import (
     AutoModelForSequenceClassification,
@@ -77,7 +79,7 @@ class FinetuningArguments(TrainingArguments):
     """TrainingArguments of transformers, with defaults that suit the embedded data."""
 
     output_dir: str | None = field(default="runs/reviews", metadata={"help": "Where the model and the page go."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training data."})
+    num_train_epochs: float = field(default=8.0, metadata={"help": "Passes over the training data."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Texts a training batch."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts an evaluation batch."})
@@ -88,35 +90,68 @@ class FinetuningArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between lines of the log."})
 
 
-def load_data(args: DataArguments) -> tuple[DatasetDict, list[str], str]:
-    """The data with the columns `text` and `label`, the names of the labels, and what to call it."""
+@dataclass
+class Data:
+    """The data with the columns `text` and `label`, and what to call its parts."""
+
+    splits: DatasetDict
+    labels: list[str]
+    name: str
+    test_name: str
+
+
+def load_data(args: DataArguments) -> Data:
+    """Loads the data that the arguments name, or the embedded reviews."""
     if args.dataset_name:
-        data, name = load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
+        splits, name = load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
     elif args.train_file:
         files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        files = {split: file for split, file in files.items() if file}
-        kind = Path(args.train_file).suffix.lstrip(".").replace("jsonl", "json")
-        data, name = load_dataset(kind, data_files=files), Path(args.train_file).stem
+        splits = DatasetDict({split: load_file(file) for split, file in files.items() if file})
+        name = Path(args.train_file).stem
     else:
-        data = DatasetDict(
-            {split: Dataset.from_list(load_reviews(split)) for split in ("train", "validation", "test")}
-        )
-        data, name = data.cast_column("label", ClassLabel(names=list(LABELS))), "the embedded reviews"
+        splits = DatasetDict({s: Dataset.from_list(load_reviews(s)) for s in ("train", "validation", "test")})
+        splits, name = splits.cast_column("label", ClassLabel(names=list(LABELS))), "the embedded reviews"
     for column, wanted in ((args.text_column, "text"), (args.label_column, "label")):
-        if column not in data["train"].column_names:
-            raise SystemExit(f"There is no column {column!r}; there are: {', '.join(data['train'].column_names)}.")
+        present = splits["train"].column_names
+        if column not in present:
+            raise SystemExit(f"There is no column {column!r}; there are: {', '.join(present)}.")
         if column != wanted:
-            data = data.rename_column(column, wanted)
-    if "validation" not in data:
-        data["validation"] = data.get("test") or data["train"].train_test_split(0.1, seed=0)["test"]
-        logger.warning("No validation data: evaluating on the %s data.", "test" if "test" in data else "training")
-    test = data.get("test")
-    if test is None or min(test["label"]) == -1:  # hidden labels, as in GLUE
-        data["test"] = data["validation"]
-        logger.warning("No labelled test data: the numbers and explanations are of the validation data.")
-    if not isinstance(data["train"].features["label"], ClassLabel):
-        data = data.class_encode_column("label")
-    return data, [str(label) for label in data["train"].features["label"].names], name
+            splits = splits.rename_column(column, wanted)
+    test_name = "test split"
+    if "test" in splits and min(splits["test"]["label"]) == -1:  # hidden labels, as in GLUE
+        del splits["test"]
+    if "validation" not in splits and "test" not in splits:
+        halves = splits["train"].train_test_split(0.1, seed=0)
+        splits["train"], splits["validation"] = halves["train"], halves["test"]
+        logger.warning("No validation or test data: a tenth of the training data is set aside for evaluation.")
+        test_name = "a tenth of the training split that was set aside"
+    if "test" not in splits:
+        splits["test"] = splits["validation"]
+        test_name = test_name if test_name != "test split" else "validation split"
+        logger.warning("No labelled test data: numbers and explanations are of the validation data.")
+    splits.setdefault("validation", splits["test"])
+    if not isinstance(splits["train"].features["label"], ClassLabel):
+        splits = encode_labels(splits)
+    return Data(splits, [str(label) for label in splits["train"].features["label"].names], name, test_name)
+
+
+def load_file(file: str) -> Dataset:
+    """One csv, json, jsonl or parquet file."""
+    kind = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}.get(Path(file).suffix.lstrip("."))
+    if kind is None:
+        raise SystemExit(f"{file} is none of csv, json, jsonl, parquet.")
+    return load_dataset(kind, data_files=file, split="train")
+
+
+def encode_labels(splits: DatasetDict) -> DatasetDict:
+    """Labels as indices into the sorted labels of the training data, the same for every split."""
+    splits = splits.map(lambda row: {"label": str(row["label"])}, desc="Reading labels")
+    names = sorted(set(splits["train"]["label"]))
+    for split, rows in splits.items():
+        unknown = sorted(set(rows["label"]) - set(names))
+        if unknown:
+            raise SystemExit(f"The {split} data have labels that the training data lack: {', '.join(unknown)}.")
+    return splits.cast_column("label", ClassLabel(names=names))
 
 
 def default_model() -> str:
@@ -162,7 +197,7 @@ def pointing_game(rows: list[dict], explanations: list) -> tuple[float, float]:
         best = max(range(len(marked)), key=lambda i: explanation.scores[i])
         hits.append(marked[best])
         chance.append(sum(marked) / len(marked))
-    return sum(hits) / len(hits), sum(chance) / len(chance)
+    return sum(hits) / max(1, len(hits)), sum(chance) / max(1, len(chance))
 
 
 def main() -> None:
@@ -171,17 +206,21 @@ def main() -> None:
     model_args, data_args, args = parser.parse_args_into_dataclasses()
     logging.basicConfig(format="%(message)s", level=logging.INFO if sys.stderr.isatty() else logging.WARNING)
     console = Console(soft_wrap=True)
+    args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     set_seed(args.seed)
 
-    data, labels, data_name = load_data(data_args)
+    data = load_data(data_args)
     source = model_args.model_name_or_path or default_model()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    label_maps = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    label_maps = {
+        "id2label": dict(enumerate(data.labels)),
+        "label2id": {label: i for i, label in enumerate(data.labels)},
+    }
 
     def tokenize(rows: dict) -> dict:
         return tokenizer(rows["text"], truncation=True, max_length=data_args.max_length)
 
-    tokens = data.map(tokenize, batched=True, desc="Tokenizing").select_columns(
+    tokens = data.splits.map(tokenize, batched=True, desc="Tokenizing").select_columns(
         ["label", *tokenizer.model_input_names]
     )
     cut = sum(len(ids) == data_args.max_length for split in tokens.values() for ids in split["input_ids"])
@@ -192,7 +231,10 @@ def main() -> None:
     if model_args.compare:
         console.rule("Conventional fine-tuning")
         conventional = AutoModelForSequenceClassification.from_pretrained(source, **label_maps)
-        _, conventional_results = finetune(conventional, args, tokens, tokenizer, [])
+        conventional_args = copy.copy(args)
+        conventional_args.output_dir = str(Path(args.output_dir) / "conventional")
+        conventional_args.push_to_hub, conventional_args.resume_from_checkpoint = False, None
+        _, conventional_results = finetune(conventional, conventional_args, tokens, tokenizer, [])
         set_seed(args.seed)
 
     console.rule("Conversion and B-cos fine-tuning")
@@ -210,38 +252,44 @@ def main() -> None:
     callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
     trainer, results = finetune(model, args, tokens, tokenizer, callbacks)
 
-    console.rule("Results on the test data")
+    console.rule(f"Results on the {data.test_name}")
     for name, value in results.items():
         beside = f"   conventional: {100 * conventional_results[name]:.1f} %" if conventional_results else ""
         console.print(f"{name}: {100 * value:.1f} %{beside}", highlight=False)
 
+    output = Path(args.output_dir)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    # Loaded anew: after training with bf16 or fp16 the model in memory would still round to half precision.
+    model = AutoModelForSequenceClassification.from_pretrained(output, dtype=torch.float32).to(args.device)
+
     console.rule("Explanations")
-    model.eval()
-    rows = data["test"].to_list()
-    explanations = explain_texts(model, tokenizer, [row["text"] for row in rows[: data_args.explain_html_samples]])
+    rows = data.splits["test"].to_list()
+    count = max(data_args.explain_samples, data_args.explain_html_samples, 1)
+    texts = [row["text"] for row in (rows if "rationale" in rows[0] else rows[:count])]
+    explanations = explain_texts(model, tokenizer, texts, max_length=data_args.max_length)
     for explanation in explanations[: data_args.explain_samples]:
         console.print(render_terminal(explanation), "")
     if "rationale" in rows[0]:
-        explained = explanations + explain_texts(model, tokenizer, [row["text"] for row in rows[len(explanations) :]])
-        hits, chance = pointing_game(rows, explained)
+        hits, chance = pointing_game(rows, explanations)
         console.print(
             f"In the correctly classified test sentences the most important word is one that was marked by hand as "
             f"carrying the label in {hits:.0%} of cases; a random word would be in {chance:.0%}.\n",
             highlight=False,
         )
 
-    output = Path(args.output_dir)
-    trainer.save_model()
     page = output / "explanations.html"
-    page.write_text(render_html(explanations, title=f"Explanations of {output.name}"), encoding="utf-8")
+    shown = explanations[: data_args.explain_html_samples]
+    page.write_text(render_html(shown, title=f"Explanations of {output.name}"), encoding="utf-8")
     facts = CardFacts(
         name=args.hub_model_id or output.name,
-        dataset=data_name,
+        dataset=data.name,
         results=results,
-        evaluated_on=f"Test split of {data_name} ({len(rows)} texts)",
+        evaluated_on=f"{data.test_name} of {data.name} ({len(rows)} texts)",
         conventional_results=conventional_results,
         setup=f"Seed {args.seed}, {args.num_train_epochs:g} epochs, learning rate {args.learning_rate:g}, batch "
-        f"{args.train_batch_size}; {args.device.type}, torch {torch.__version__}, transformers {transformers.__version__}.",
+        f"{args.train_batch_size}; {args.device.type}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}.",
         largest_residual=max(
             abs(e.residual) / max(max(map(abs, e.scores), default=0.0), abs(e.special_tokens_score), 1e-12)
             for e in explanations
@@ -250,6 +298,14 @@ def main() -> None:
     )
     (output / "README.md").write_text(render_model_card(model, facts), encoding="utf-8")
     console.print(f"Model, code and card: {output}\nExplanations: {page}", highlight=False)
+    if args.push_to_hub:
+        where = upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=output,
+            token=args.hub_token,
+            ignore_patterns=["checkpoint-*", "conventional/*"],
+        )
+        console.print(f"Uploaded: {where}", highlight=False)
 
 
 if __name__ == "__main__":

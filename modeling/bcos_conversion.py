@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from torch import nn
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from .bcos_layers import (
@@ -147,6 +147,22 @@ def set_b(model: nn.Module, b: float, b_per_layer: list[float] | None = None) ->
             module.b = config.b_of_layer(_layer_of(name, roles))
 
 
+def only_last_layer_is_marked(model: nn.Module) -> bool:
+    """Whether `tokenwise_in_last_layer` is true of the last layer alone, as after construction.
+
+    Layers that a user appends or removes bring their old marks along.
+    """
+    roles = ROLES[model.config.model_type]
+    layers, marked = set(), set()
+    for name, module in model.named_modules():
+        layer = _layer_of(name, roles)
+        if layer is not None:
+            layers.add(layer)
+            if getattr(module, "tokenwise_in_last_layer", False):
+                marked.add(layer)
+    return marked == {max(layers, default=-1)}
+
+
 def assert_dynamic_linear(model: nn.Module) -> None:
     """Checks that every module of a B-cos model is dynamic linear.
 
@@ -200,8 +216,9 @@ def _fault(role: str | None, module: nn.Module, config) -> str | None:
 
 @cache
 def _activation_types() -> tuple[type, ...]:
-    kinds = {type(ACT2FN[name]) for name in ACT2FN}
-    return tuple(kinds | {nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softmax})
+    entries = (entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
+    known = {entry for entry in entries if isinstance(entry, type)}
+    return tuple(known | {nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softmax})
 
 
 def _replacement(role: str, module: nn.Module, config, b: float, part: str | None) -> nn.Module:

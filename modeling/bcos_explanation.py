@@ -8,6 +8,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .bcos_attention import FrozenAttention
+from .bcos_conversion import only_last_layer_is_marked
 from .bcos_eval_mode import evaluation_mode
 from .bcos_inputs import check_inputs
 from .bcos_layers import EmbeddingRecorder, explanation_mode
@@ -100,12 +101,13 @@ class BcosExplanationMixin:
             )
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
-        recorder = EmbeddingRecorder()
+        recorder = EmbeddingRecorder(self)
         with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(self):
             given, mask = check_inputs(self, {"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
             if "inputs_embeds" in given:
                 given["inputs_embeds"] = recorder.record("word", given["inputs_embeds"])
-            with FrozenAttention(), explanation_mode(recorder, first_token_only=self.pools_first_token):
+            first_token_only = self.pools_first_token and only_last_layer_is_marked(self)
+            with FrozenAttention(), explanation_mode(recorder, first_token_only):
                 # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                 output = self._call_impl(**{**given, "return_dict": True})
             quantities = explained_quantities(self, output, given, mask, target, contrast, position)
@@ -121,6 +123,11 @@ class BcosExplanationMixin:
                 "The explained logits are not finite, so there is nothing to split. Known causes: weights that are NaN, "
                 "float16 overflow, or eager attention with left padding in float64 (use attn_implementation='sdpa')."
             )
+        if not torch.isfinite(contributions).all():
+            raise ValueError(
+                f"The logits are finite but their contributions are not: the backward pass overflows {self.dtype}. "
+                "Explain in bfloat16 or float32."
+            )
         residual = values - contributions.sum(-1)
         self._warn_of_rounding(residual, contributions)
         return BcosExplanation(
@@ -134,15 +141,15 @@ class BcosExplanationMixin:
         )
 
     def _warn_of_rounding(self, residual: torch.Tensor, contributions: torch.Tensor) -> None:
-        """Says once how far the sums are off, where half precision makes it more than a hundredth."""
+        """Says once how far the sums are off, where it is more than a hundredth."""
         largest = contributions.abs().amax(-1).clamp_min(torch.finfo(contributions.dtype).tiny)
         share = (residual.abs() / largest).max().item()
         if share > 0.01 and not getattr(self, "_warned_of_rounding", False):
             self._warned_of_rounding = True
             logger.warning(
-                "Contributions miss their logits by up to %.1f %% of the largest contribution: the forward pass rounds to "
-                "half precision (the model's dtype is %s; a model that a Trainer trained with bf16 or fp16 keeps autocast "
-                "in its forward pass until it is loaded anew). Explain in float32 where exactness matters.",
+                "Contributions miss their logits by up to %.1f %% of the largest contribution. The model's dtype is %s. "
+                "In half precision this is rounding; a model that a Trainer trained with bf16 or fp16 keeps autocast in its "
+                "forward pass until it is loaded anew. Otherwise a module is not dynamic linear.",
                 100 * share,
                 self.dtype,
             )

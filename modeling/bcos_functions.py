@@ -30,8 +30,8 @@ def _autocast(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def _inverse_weight_norm(weight: torch.Tensor) -> torch.Tensor:
     norm = torch.linalg.vector_norm(_wide(weight), dim=-1)
-    # A row of zeros gives an output of zeros, not NaN.
-    return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal()
+    # A row of zeros has no direction: its output and its gradient are zero, not NaN or huge.
+    return norm.reciprocal().masked_fill_(norm == 0, 0.0)
 
 
 def _inverse_input_norm(x: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,10 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
         given = inputs.get(name)
         if given is not None and tuple(given.shape) not in (tokens, (1, tokens[1])):
             raise ValueError(f"`{name}` must have the shape of the tokens, {tokens}, got {tuple(given.shape)}.")
+    for name, field in (("token_type_ids", "type_vocab_size"), ("position_ids", "max_position_embeddings")):
+        given, limit = inputs.get(name), getattr(model.config, field, None)
+        if given is not None and limit and (given.min() < 0 or given.max() >= limit):
+            raise ValueError(f"`{name}` must lie in [0, {limit}), got values up to {given.max().item()}.")
     # Tensors made under `torch.inference_mode()` cannot take part in a gradient; their copies can.
     inputs = {n: v.clone() if torch.is_tensor(v) and v.is_inference() else v for n, v in inputs.items()}
     return inputs, mask

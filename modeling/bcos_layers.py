@@ -7,6 +7,7 @@ input embeddings and `gradient · input` is an exact split of the output.
 Sources: B-cos networks (arXiv 2205.10268, eq. 3), B-cos LM (arXiv 2502.12992, section 3).
 """
 
+import numbers
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,14 +40,23 @@ _STATE = _ExplanationState()
 class EmbeddingRecorder:
     """Collects the embeddings of one forward pass; the word embeddings become the leaf of the gradient.
 
+    Args:
+        model: record the embeddings of this model only, not of others that run inside its forward pass.
+
     Attributes:
         leaf (`torch.Tensor | None`): word embeddings, `(batch, tokens, hidden)`, requires grad.
         parts (`dict[str, torch.Tensor]`): every recorded embedding by part name, detached; broadcastable to the leaf.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None) -> None:
         self.leaf: torch.Tensor | None = None
         self.parts: dict[str, torch.Tensor] = {}
+        modules = () if model is None else model.modules()
+        self._own = {id(module) for module in modules if isinstance(module, BcosEmbedding)}
+
+    def listens_to(self, module: nn.Module) -> bool:
+        """Whether `module` belongs to the model that is explained; any does if no model was named."""
+        return not self._own or id(module) in self._own
 
     def record(self, part: str, embeddings: torch.Tensor) -> torch.Tensor:
         """Remembers `embeddings` and returns what the forward pass shall go on with."""
@@ -251,7 +261,7 @@ class BcosEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         recorder = _STATE.recorder
-        if recorder is None:
+        if recorder is None or not recorder.listens_to(self):
             return super().forward(input)
         with torch.no_grad():
             embeddings = super().forward(input)
@@ -264,7 +274,7 @@ def check_b(b: float, name: str = "b") -> float:
     Raises:
         ValueError: `b` is not a finite number of at least 1.
     """
-    valid = isinstance(b, (int, float)) and not isinstance(b, bool) and 1.0 <= b < float("inf")
+    valid = isinstance(b, numbers.Real) and not isinstance(b, bool) and 1.0 <= b < float("inf")
     if not valid:
         raise ValueError(f"`{name}` must be a finite number of at least 1 (1 is a linear layer), got {b!r}.")
     return float(b)

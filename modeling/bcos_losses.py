@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 IGNORE_INDEX = -100
 
 
-def classification_loss(
+def sequence_loss(
     logits: torch.Tensor, labels: torch.Tensor, config, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Loss of a sequence or token classifier.
+    """Loss of a sequence classifier.
 
-    With one label per item: binary cross-entropy on one-hot targets, averaged over the classes (arXiv 2502.12992,
-    section 3.2), or cross-entropy with `config.classifier_loss="ce"`; labels of -100 are ignored. Regression is mean
-    squared error and multi-label classification binary cross-entropy, chosen by `config.problem_type` or, where that
-    is None, by the labels as in transformers (which also records it in the configuration).
+    Regression is mean squared error and multi-label classification binary cross-entropy, chosen by
+    `config.problem_type` or, where that is None, by the labels as in transformers (which also records it in the
+    configuration). With one label per text: `single_label_loss`.
 
     Args:
-        logits: `(..., num_labels)`.
-        labels: `(...)` class indices; for regression `(batch,)` or `(batch, num_labels)`; for multi-label `(batch, num_labels)`.
+        logits: `(batch, num_labels)`.
+        labels: `(batch,)` class indices; regression `(batch,)` or `(batch, num_labels)`; multi-label
+            `(batch, num_labels)`.
         config: the model's configuration.
         num_items_in_batch: what the sum of the losses is divided by; the number of labels here if None.
     """
@@ -41,16 +41,35 @@ def classification_loss(
             config.problem_type = "single_label_classification"
         else:
             config.problem_type = "multi_label_classification"
-    logits, labels = logits.float(), labels.to(logits.device)
+    if config.problem_type == "single_label_classification":
+        return single_label_loss(logits, labels, config, num_items_in_batch)
+    logits = _wide(logits)
+    labels = labels.to(logits.device, logits.dtype)
     if config.problem_type == "regression":
-        losses = F.mse_loss(logits, labels.to(logits.dtype).view_as(logits), reduction="none")
-        return _average(losses, losses.numel(), num_items_in_batch)
-    if config.problem_type == "multi_label_classification":
-        losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-        return _average(losses, losses.numel(), num_items_in_batch)
-    logits, labels = logits.flatten(0, -2), labels.flatten()
+        losses = F.mse_loss(logits, labels.view_as(logits), reduction="none")
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return _average(losses, losses.numel(), num_items_in_batch)
+
+
+def single_label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, config, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Loss of a classifier with one label per item, texts or tokens; labels of -100 are ignored.
+
+    Binary cross-entropy on one-hot targets, averaged over the classes (arXiv 2502.12992, section 3.2), or cross-entropy
+    with `config.classifier_loss="ce"`.
+
+    Args:
+        logits: `(..., num_labels)`.
+        labels: `(...)` class indices.
+        config: the model's configuration.
+        num_items_in_batch: what the sum of the losses is divided by; the number of labels here if None.
+    """
     if config.classifier_loss == "ce":
         return cross_entropy(logits, labels, num_items_in_batch)
+    logits = _wide(logits).reshape(-1, logits.shape[-1])
+    labels = labels.to(logits.device).flatten()
     valid = labels != IGNORE_INDEX
     one_hot = F.one_hot(labels.masked_fill(~valid, 0), config.num_labels).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").mean(-1)
@@ -61,14 +80,19 @@ def cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
     """Cross-entropy over the last dimension of `logits`, ignoring labels of -100."""
-    logits, labels = logits.float().flatten(0, -2), labels.to(logits.device).flatten()
+    logits, labels = _wide(logits).flatten(0, -2), labels.to(logits.device).flatten()
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
     return _average(losses, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
 
 
-def with_classification_loss(parent_forward: Callable) -> Callable:
-    """The forward pass of a conventional classifier with `classification_loss` as its loss."""
-    return _with_loss(parent_forward, lambda model, *args: classification_loss(*args[:2], model.config, args[2]))
+def with_sequence_loss(parent_forward: Callable) -> Callable:
+    """The forward pass of a conventional sequence classifier with `sequence_loss` as its loss."""
+    return _with_loss(parent_forward, lambda model, *args: sequence_loss(*args[:2], model.config, args[2]))
+
+
+def with_token_loss(parent_forward: Callable) -> Callable:
+    """The forward pass of a conventional token classifier with `single_label_loss` as its loss."""
+    return _with_loss(parent_forward, lambda model, *args: single_label_loss(*args[:2], model.config, args[2]))
 
 
 def with_language_model_loss(parent_forward: Callable) -> Callable:
@@ -112,3 +136,7 @@ def _average(losses: torch.Tensor, count, num_items_in_batch) -> torch.Tensor:
     if torch.is_tensor(divisor):
         divisor = divisor.to(losses.device)
     return losses.sum() / divisor
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,5 +1,6 @@
 """From a model's output to the quantities that an explanation splits, task by task."""
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,8 @@ def _span(start, end, mask, kind: str, position: Any, name: str = "position"):
         return best // mask.shape[1], best % mask.shape[1]
     pair = position if isinstance(position, (tuple, list)) else None
     if pair is not None and len(pair) != 2 or (kind == "span" and pair is None):
-        raise ValueError(f"`{name}` must be a pair (start, end) for a span, or one position, got {position!r}.")
+        wanted = "a pair (start, end), since the target is a span" if kind == "span" else "one position, or a pair"
+        raise ValueError(f"`{name}` must be {wanted}; got {position!r}.")
     first, last = pair or (position, position)
     first = None if kind == "end" else _one_position(first, mask, name)
     last = None if kind == "start" else _one_position(last, mask, name)
@@ -175,8 +177,8 @@ def _one_position(position: Any, mask: torch.Tensor, name: str = "position") -> 
     """One absolute position a row, `(batch,)`; negative ones count back from the last real token."""
     if torch.is_tensor(position) and not position.is_floating_point() and position.dim() <= 1:
         given = position.to(mask.device, torch.long)
-    elif isinstance(position, int) and not isinstance(position, bool):
-        given = torch.tensor(position, device=mask.device)
+    elif isinstance(position, numbers.Integral) and not isinstance(position, bool):
+        given = torch.tensor(int(position), device=mask.device)
     else:
         raise TypeError(f"`{name}` must be an int or a tensor (batch,), got {position!r}.")
     if given.dim() == 1 and len(given) != len(mask):
@@ -206,8 +208,8 @@ def _indices(target: Any, logits: torch.Tensor, name: str, label2id: dict[str, i
         if target not in (label2id or {}):
             raise ValueError(f"`{name}` {target!r} is not a label of this model: {sorted(label2id or {})}.")
         given = torch.full((batch, 1), int(label2id[target]), device=logits.device)
-    elif isinstance(target, int) and not isinstance(target, bool):
-        given = torch.full((batch, 1), target, device=logits.device)
+    elif isinstance(target, numbers.Integral) and not isinstance(target, bool):
+        given = torch.full((batch, 1), int(target), device=logits.device)
     elif isinstance(target, (torch.Tensor, list, tuple)):
         given = torch.as_tensor(target, device=logits.device)
         if given.is_floating_point() or given.dtype == torch.bool:

@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import (
     BertModel,
 )
 
-from .bcos_losses import with_classification_loss, with_language_model_loss
+from .bcos_losses import with_language_model_loss, with_sequence_loss, with_token_loss
 from .bcos_model import BcosModelMixin
 from .configuration_bcos_bert import BcosBertConfig
 
@@ -38,7 +38,7 @@ class BcosBertForSequenceClassification(BcosModelMixin, BertForSequenceClassific
         super().__init__(config)
         self.make_bcos()
 
-    forward = with_classification_loss(BertForSequenceClassification.forward)
+    forward = with_sequence_loss(BertForSequenceClassification.forward)
 
 
 class BcosBertForTokenClassification(BcosModelMixin, BertForTokenClassification):
@@ -52,7 +52,7 @@ class BcosBertForTokenClassification(BcosModelMixin, BertForTokenClassification)
         super().__init__(config)
         self.make_bcos()
 
-    forward = with_classification_loss(BertForTokenClassification.forward)
+    forward = with_token_loss(BertForTokenClassification.forward)
 
 
 class BcosBertForMaskedLM(BcosModelMixin, BertForMaskedLM):

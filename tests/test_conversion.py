@@ -19,6 +19,7 @@ from bcos_transformers import (
     BcosBertForMaskedLM,
     BcosBertForSequenceClassification,
     assert_dynamic_linear,
+    conversion,
     from_pretrained_bcos,
     set_b,
 )
@@ -133,8 +134,36 @@ def test_loading_options_pass_through(checkpoint):
     assert model.config._attn_implementation == "eager"
     _, info = from_pretrained_bcos(checkpoint, task="sequence-classification", output_loading_info=True)
     assert info["missing_keys"] == {"classifier.weight"}
-    with pytest.raises((OSError, ValueError), match=r"(?i)offline|connect|cached|local"):
-        from_pretrained_bcos("nobody/nothing", task="base", revision="abc", token="hf_x")
+
+
+def test_hub_options_reach_every_request(checkpoint, monkeypatch):
+    seen = []
+
+    def record(owner, name):
+        original = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            seen.append((name, kwargs.get("revision"), kwargs.get("token")))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    record(conversion.PretrainedConfig, "get_config_dict")
+    record(conversion, "find_checkpoint")
+    record(conversion.AutoTokenizer, "from_pretrained")
+    record(BcosBertForMaskedLM, "from_pretrained")
+    from_pretrained_bcos(checkpoint, task="masked-lm", revision="abc", token="hf_x")
+    names = {"get_config_dict", "find_checkpoint", "from_pretrained"}
+    assert {name for name, *options in seen if options == ["abc", "hf_x"]} == names
+    assert sum(name == "from_pretrained" for name, *_ in seen) == 2
+    with pytest.raises(OSError, match=r"(?i)offline|connect|cached|local"):
+        from_pretrained_bcos("nobody/nothing", task="base")
+
+
+def test_old_pickled_checkpoint(checkpoint, tmp_path):
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    torch.save(weights(checkpoint), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert from_pretrained_bcos(tmp_path, task="base").conversion_report.dropped_biases
 
 
 def test_task_is_taken_from_the_checkpoint(tmp_path):
@@ -146,9 +175,20 @@ def test_task_is_taken_from_the_checkpoint(tmp_path):
 
 
 def test_label_names(checkpoint):
-    config = from_pretrained_bcos(checkpoint, task="sequence-classification", id2label={0: "no", 1: "yes"}).config
-    assert config.label2id == {"no": 0, "yes": 1}
-    assert config.num_labels == 2
+    for given in ({"id2label": {0: "no", 1: "yes"}}, {"label2id": {"no": 0, "yes": 1}}):
+        config = from_pretrained_bcos(checkpoint, task="sequence-classification", **given).config
+        assert config.label2id == {"no": 0, "yes": 1}
+        assert config.id2label == {0: "no", 1: "yes"}
+        assert config.num_labels == 2
+
+
+def test_label_names_of_the_checkpoint_stay(tmp_path):
+    names = {0: "low", 1: "middle", 2: "high"}
+    config = tiny_config(id2label=names, label2id={name: i for i, name in names.items()})
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    assert from_pretrained_bcos(tmp_path, num_labels=3).config.id2label == names
+    other = from_pretrained_bcos(tmp_path, num_labels=2, ignore_mismatched_sizes=True).config
+    assert other.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
 
 class TestRefusals:
@@ -217,10 +257,15 @@ class TestRefusals:
     def test_weights_that_are_not_finite(self, checkpoint, tmp_path, value):
         tensors = weights(checkpoint)
         tensors["bert.encoder.layer.1.output.dense.weight"][0, 0] = value
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
         shutil.copy(checkpoint / "config.json", tmp_path)
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match=r"NaN or infinite.*encoder\.layer\.1\.output\.dense\.weight"):
             self.convert(tmp_path)
+        offloaded = dict.fromkeys(("bert.embeddings", "bert.pooler", "dropout", "classifier"), "cpu")
+        offloaded["bert.encoder"] = "disk"
+        with pytest.raises(ValueError, match=r"NaN or infinite.*encoder\.layer\.1\.output\.dense\.weight"):
+            self.convert(tmp_path, device_map=offloaded, offload_folder=str(tmp_path / "offload"))
 
     def test_unknown_activation(self):
         with pytest.raises(ValueError, match=r"'sigmoid'.*cannot be written as x · gate\(x\)"):

@@ -59,6 +59,24 @@ def test_files_columns_comparison_and_annealing(checkpoint, files, tmp_path):
     assert "<span" in (out / "explanations.html").read_text()
 
 
+def test_labels_mean_the_same_in_every_split(files, tmp_path):
+    sys.path.insert(0, str(SCRIPT.parent))
+    from run_classification import DataArguments, load_data
+
+    rows = [{"text": "a film", "label": label} for label in ("a", "b", "c")] * 4
+    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(f"{r['text']},{r['label']}" for r in rows))
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(r) for r in rows[1:3]))
+    data = load_data(DataArguments(train_file=str(tmp_path / "train.csv"), test_file=str(tmp_path / "test.jsonl")))
+    assert data.labels == ["a", "b", "c"]
+    assert list(data.splits["test"]["label"]) == [1, 2]
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "a", "label": "d"}))
+    with pytest.raises(SystemExit, match="labels that the training data lack: d"):
+        load_data(DataArguments(train_file=str(tmp_path / "train.csv"), test_file=str(tmp_path / "test.jsonl")))
+    alone = load_data(DataArguments(train_file=str(tmp_path / "train.csv")))
+    assert len(alone.splits["train"]) + len(alone.splits["validation"]) == len(rows)
+    assert alone.test_name == "a tenth of the training split that was set aside"
+
+
 def test_a_wrong_column_is_named(checkpoint, files, tmp_path):
     result = run("--model_name_or_path", str(checkpoint), "--train_file", files["train"], cwd=tmp_path)
     assert result.returncode != 0

@@ -1,5 +1,6 @@
 """Exactness, padding, targets, state and threads of `.explain()`, for every head of B-cos BERT."""
 
+import copy
 import itertools
 import threading
 
@@ -226,6 +227,8 @@ class TestBadInput:
             ({"input_ids": torch.ones(3, 0, dtype=torch.long)}, ValueError, "empty"),
             ({"input_ids": [[1, 2]]}, TypeError, "return_tensors"),
             ({"token_type_ids": torch.zeros(3, 2, dtype=torch.long)}, ValueError, "token_type_ids"),
+            ({"token_type_ids": torch.full((3, 9), 2)}, ValueError, r"\[0, 2\)"),
+            ({"position_ids": torch.full((1, 9), 32)}, ValueError, r"\[0, 32\)"),
             ({"inputs_embeds": torch.zeros(3, 9, 16)}, ValueError, "exactly one"),
         ],
     )
@@ -260,6 +263,14 @@ class TestBadInput:
         with torch.no_grad():
             model.classifier.weight.fill_(float("nan"))
         with pytest.raises(ValueError, match="not finite"):
+            model.explain(**batch())
+
+    def test_contributions_that_overflow_are_refused(self):
+        model = bcos_model().half()
+        with torch.no_grad():
+            for embedding in (m for m in model.modules() if isinstance(m, torch.nn.Embedding)):
+                embedding.weight.mul_(1e-5)
+        with pytest.raises(ValueError, match=r"overflows torch\.float16"):
             model.explain(**batch())
 
     def test_special_tokens_alone_can_be_explained(self, tokenizer):
@@ -327,6 +338,18 @@ class TestState:
         handle.remove()
         assert torch.equal(outer, wanted)
         assert torch.equal(inner[0], other.explain(**inputs).contributions)
+
+    def test_another_models_forward_pass_inside(self):
+        model, other, inputs = bcos_model(), bcos_model(seed=5), batch()
+        wanted = model.explain(**inputs).contributions
+        model.bert.encoder.layer[0].register_forward_hook(lambda *_: other(**inputs) and None)
+        assert torch.equal(model.explain(**inputs).contributions, wanted)
+
+    def test_layers_added_later(self):
+        model = bcos_model()
+        model.bert.encoder.layer.append(copy.deepcopy(model.bert.encoder.layer[-1]))
+        model.config.num_hidden_layers = 3
+        assert relative_residual(model.explain(**batch(), target="all")) < 1e-10
 
     @pytest.mark.parametrize("training", [False, True])
     def test_eight_threads(self, training):

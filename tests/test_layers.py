@@ -105,7 +105,8 @@ def test_zero_rows_and_zero_inputs_give_zeros():
     assert (out[1] == 0).all()
     out.sum().backward()
     assert torch.isfinite(x.grad).all()
-    assert torch.isfinite(layer.weight.grad).all()
+    assert layer.weight.grad.abs().max() < 10
+    assert (layer.weight.grad[0] == 0).all()
 
 
 @pytest.mark.parametrize("b", [0.5, -1, float("nan"), float("inf"), "high", None, True])

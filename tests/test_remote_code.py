@@ -105,7 +105,9 @@ def test_with_the_package_no_question_is_asked(tmp_path, tokenizer):
 
 
 def test_importing_twice_registers_once():
+    before = dict(AutoModel._model_mapping._extra_content)
     bcos_transformers.registration.register_all()
+    assert dict(AutoModel._model_mapping._extra_content) == before
 
 
 @pytest.mark.parametrize("file", sorted(MODELING.glob("*.py")), ids=lambda file: file.name)

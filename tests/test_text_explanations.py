@@ -1,5 +1,6 @@
 """Words, terminal and page: sums stay logits, and users' text stays text."""
 
+import dataclasses
 import re
 
 import pytest
@@ -46,13 +47,34 @@ def test_batches_change_nothing(tokenizer, explanations):
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
 
 
-def test_truncation_is_said(tokenizer):
+def test_truncation_is_said(tokenizer, caplog):
     model = bcos_model().float()
     long, short = explain_texts(model, tokenizer, ["film " * 40, "film " * 30])
+    assert "1 of 2 texts have more than 32 tokens" in caplog.text
+    assert "the rest was cut" in render_terminal(long).plain
+    assert explain_texts(model, tokenizer, ["film " * 30], max_length=8)[0].truncated
     assert long.truncated
     assert not short.truncated
     assert "the text was cut" in render_html([long])
     assert "the text was cut" not in render_html([short])
+
+
+def test_a_mark_stays_with_its_word_and_letters_that_touch_are_words_of_their_own(tokenizer):
+    tokenizer.backend_tokenizer.add_tokens(["\u597d", "\u770b"])
+    texts = ["don't re-use it!!", "\u597d\u770b, good"]
+    words = [e.words for e in explain_texts(bcos_model().float(), tokenizer, texts)]
+    assert words == [["don't", "re-use", "it!!"], ["\u597d", "\u770b,", "good"]]
+
+
+def test_only_one_label_per_text(tokenizer):
+    with pytest.raises(ValueError, match="one label per text"):
+        explain_texts(bcos_model(problem_type="multi_label_classification"), tokenizer, ["soup"])
+
+
+def test_rounding_is_not_called_equality(explanations):
+    off = dataclasses.replace(explanations[0], logit=explanations[0].logit + 0.1)
+    assert "≈ logit" in render_terminal(off).plain
+    assert "≈ logit" in render_html([off])
 
 
 @pytest.mark.parametrize("texts", ["one string", ["fine", 3], [None]])
@@ -110,9 +132,7 @@ def test_missing_extra_is_named():
 def test_model_card_says_what_was_measured():
     facts = CardFacts("org/name", "data", {"accuracy": 0.5}, "Test split", {"accuracy": 0.75}, largest_residual=2e-7)
     card = render_model_card(bcos_model(converted_from="org/base"), facts)
-    assert card.startswith(
-        "---\nlanguage: en\nlicense: apache-2.0\nlibrary_name: transformers\nbase_model: org/base\n"
-    )
+    assert card.startswith("---\nlibrary_name: transformers\nbase_model: org/base\n")
     assert "| accuracy | 50.0 % | 75.0 % |" in card
     assert "2e-07" in card
     alone = render_model_card(bcos_model(), CardFacts("n", "data", {"accuracy": 0.5}, "Test split"))

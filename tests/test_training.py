@@ -103,15 +103,24 @@ def test_gradient_checkpointing_gives_the_same_gradients(checkpoint):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"bf16": True}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize("options", [{"activation_checkpointing": True}, {"bf16": True}], ids=lambda o: next(iter(o)))
 def test_trainer_options(checkpoint, tmp_path, options):
-    if "gradient_checkpointing" in options:
-        options = {"activation_checkpointing": True}
     before = converted(checkpoint).state_dict()
     model = train(converted(checkpoint), tmp_path, **options).model
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert relative_residual(model.double().explain(**batch())) < 1e-10
+    model.save_pretrained(tmp_path)  # in memory, training with bf16 leaves autocast in the forward pass
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert relative_residual(again.explain(**batch())) < 1e-4
+    assert relative_residual(again.double().explain(**batch())) < 1e-10
+
+
+def test_explaining_right_after_bf16_training_says_how_far_off_it_is(checkpoint, tmp_path, caplog):
+    model = train(converted(checkpoint), tmp_path, bf16=True, max_steps=2).model
+    out = model.explain(**batch())
+    model.eval()
+    assert torch.equal(out.logits, model(**batch()).logits)
+    assert relative_residual(out) < 0.1
 
 
 @pytest.mark.slow
@@ -154,12 +163,12 @@ class TestLosses:
         logits = self.logits(model)
         p = torch.sigmoid(logits)
         wanted = -sum((p[i, c] if labels[i] == c else 1 - p[i, c]).log() for i in range(3) for c in range(3)) / 9
-        torch.testing.assert_close(model(**batch(), labels=labels).loss.double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model(**batch(), labels=labels).loss, wanted)
 
     def test_cross_entropy(self):
         model, labels = bcos_model(classifier_loss="ce"), torch.tensor([2, 0, -100])
         wanted = F.cross_entropy(self.logits(model)[:2], labels[:2])
-        torch.testing.assert_close(model(**batch(), labels=labels).loss.double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model(**batch(), labels=labels).loss, wanted)
 
     def test_ignored_labels(self):
         model = bcos_model()
@@ -171,12 +180,21 @@ class TestLosses:
         model = bcos_model(num_labels=1)
         target = torch.tensor([0.1, 0.5, -1.0])
         wanted = F.mse_loss(self.logits(model).squeeze(-1), target.double())
-        torch.testing.assert_close(model(**batch(), labels=target).loss.double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model(**batch(), labels=target).loss, wanted)
         assert model.config.problem_type == "regression"
         model, target = bcos_model(), torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0]])
         wanted = F.binary_cross_entropy_with_logits(self.logits(model), target.double())
-        torch.testing.assert_close(model(**batch(), labels=target).loss.double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model(**batch(), labels=target).loss, wanted)
         assert model.config.problem_type == "multi_label_classification"
+
+    def test_token_labels(self):
+        model = bcos_model("token-classification", problem_type="multi_label_classification")
+        labels = torch.randint(0, 3, (3, 9))
+        labels[:, 5:] = -100
+        p = torch.sigmoid(model(**batch()).logits[:, :5].flatten(0, 1))
+        hot = F.one_hot(labels[:, :5].flatten(), 3)
+        wanted = -(hot * p.log() + (1 - hot) * (1 - p).log()).mean()
+        torch.testing.assert_close(model(**batch(), labels=labels).loss, wanted)
 
     def test_tuples_and_positional_labels(self):
         model, labels = bcos_model(), torch.tensor([2, 0, 1])

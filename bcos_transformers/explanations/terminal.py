@@ -33,9 +33,12 @@ def render_terminal(explanation: WordContributions):
     line.append(explanation.text[position:])
     words = sum(explanation.scores)
     total = words + explanation.special_tokens_score
+    if explanation.truncated:
+        line.append(" [the rest was cut]", style="italic")
+    equals = "=" if f"{total:.4f}" == f"{explanation.logit:.4f}" else "≈"
     line.append(
         f"\n  words {words:+.4f}  special tokens {explanation.special_tokens_score:+.4f}  "
-        f"sum {total:+.4f} = logit {explanation.logit:+.4f}  (residual {explanation.residual:+.0e})",
+        f"sum {total:+.4f} {equals} logit {explanation.logit:+.4f}  (residual {explanation.residual:+.0e})",
         style="dim",
     )
     return line

@@ -1,9 +1,12 @@
 """Words instead of tokens: the contributions of a word's tokens are summed, so the total stays the logit."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class WordContributions:
         logit: its logit; `sum(scores) + special_tokens_score + residual`.
         probability: softmax probability of the class.
         residual: what the contributions leave unexplained; rounding only.
+        truncated: whether the text was too long and its end was neither read nor explained.
     """
 
     text: str
@@ -33,11 +37,16 @@ class WordContributions:
     logit: float
     probability: float
     residual: float
-    truncated: bool = field(default=False)
+    truncated: bool = False
 
 
 def explain_texts(
-    model, tokenizer, texts: Sequence[str], target: int | None = None, batch_size: int = 32
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    target: int | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
 ) -> list[WordContributions]:
     """Explains the predictions of a B-cos sequence classifier word by word.
 
@@ -47,16 +56,20 @@ def explain_texts(
         texts: the texts.
         target: class to explain; None is the predicted one of each text.
         batch_size: texts a batch.
+        max_length: texts are cut to so many tokens, with a warning; None is the model's limit.
 
     Raises:
         TypeError: `texts` is one string, or holds something else.
+        ValueError: the model is not a classifier with one label per text.
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError("`texts` must be a sequence of strings.")
+    if model.config.problem_type in ("regression", "multi_label_classification") or model.config.num_labels == 1:
+        raise ValueError("explain_texts is for one label per text; use model.explain for regression and multi-label.")
+    limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
     results = []
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
-        limit = model.config.max_position_embeddings
         encoded = tokenizer(
             batch, return_tensors="pt", padding=True, truncation=True, max_length=limit, return_offsets_mapping=True
         )
@@ -86,6 +99,9 @@ def explain_texts(
                     and bool(text[spans[-1][1] :].strip()),
                 )
             )
+    cut = sum(result.truncated for result in results)
+    if cut:
+        logger.warning("%d of %d texts have more than %d tokens: their ends were cut.", cut, len(results), limit)
     return results
 
 
@@ -94,18 +110,24 @@ def _merge(
 ) -> tuple[list[tuple[int, int]], list[float], float]:
     """Spans and scores of the words, and the score of all tokens that belong to none.
 
-    Tokenizers call every punctuation mark a word; here a word ends at white space, as for a reader.
+    Tokenizers call every punctuation mark a word; here marks stay with the letters they touch, as for a reader.
     """
     spans: list[tuple[int, int]] = []
     scores: list[float] = []
-    special = 0.0
+    special, last_word = 0.0, None
     for word, (begin, end), score in zip(word_ids, offsets, contributions.tolist(), strict=True):
         if word is None or begin == end:
             special += score
-        elif spans and not any(character.isspace() for character in text[spans[-1][1] : begin]):
+        elif spans and (word == last_word or _touch(text, spans[-1][1], begin)):
             spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
             scores[-1] += score
         else:
             spans.append((begin, end))
             scores.append(score)
+        last_word = word
     return spans, scores, special
+
+
+def _touch(text: str, end: int, begin: int) -> bool:
+    """Whether nothing lies between two tokens and one of them shows the other a mark instead of a letter."""
+    return begin <= end and not (text[begin].isalnum() and text[end - 1].isalnum())
