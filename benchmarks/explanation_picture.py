@@ -32,8 +32,14 @@ def draw_text(axes: plt.Axes, explanation: WordContributions, y: float) -> None:
         box = {"facecolor": (*(FOR if score > 0 else AGAINST), 0.65 * share), "edgecolor": "none", "pad": 2.5}
         drawn = axes.text(x, y, word, fontsize=12, va="center", bbox=box)
         extent = drawn.get_window_extent(renderer).transformed(to_axes)
-        axes.text((extent.x0 + extent.x1) / 2, y - 0.43, f"{score:+.2f}", fontsize=7, ha="center", color="0.35")
-        x = extent.x1 + 1.1
+        number = axes.text(
+            (extent.x0 + extent.x1) / 2, y - 0.43, f"{score:+.2f}", fontsize=7, ha="center", color="0.35"
+        )
+        wide = number.get_window_extent(renderer).transformed(to_axes)
+        overhang = max(0.0, extent.x0 - wide.x0)
+        for text in (drawn, number):
+            text.set_x(text.get_position()[0] + overhang)
+        x = max(extent.x1, wide.x1) + overhang + 0.9
     special = f"special tokens {explanation.special_tokens_score:+.2f}"
     axes.text(x + 1, y, special, fontsize=8, va="center", color="0.35")
 
@@ -47,17 +53,17 @@ def main() -> None:
     args = parser.parse_args()
     model = AutoModelForSequenceClassification.from_pretrained(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    texts = [row["text"] for row in load_reviews("test") if len(row["text"]) <= 68][: args.lines]
+    texts = [row["text"] for row in load_reviews("test") if len(row["text"]) <= 62][: args.lines]
     explanations = explain_texts(model, tokenizer, texts)
     figure, axes = plt.subplots(figsize=(11, 0.62 * len(texts) + 0.5), dpi=150)
     axes.set_xlim(0, 100)
-    axes.set_ylim(-len(texts) + 0.3, 0.8)
+    axes.set_ylim(-len(texts) - 0.1, 0.5)
     axes.axis("off")
     for line, explanation in enumerate(explanations):
         draw_text(axes, explanation, -line)
     axes.text(
         0,
-        -len(texts) + 0.45,
+        -len(texts) + 0.05,
         "Blue: for the predicted class; orange: against it. The numbers under the words and the special tokens' add up to the logit.",
         fontsize=8,
         color="0.35",
