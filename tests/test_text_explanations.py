@@ -133,8 +133,8 @@ def test_model_card_says_what_was_measured():
     facts = CardFacts("org/name", "data", {"accuracy": 0.5}, "Test split", {"accuracy": 0.75}, largest_residual=2e-7)
     card = render_model_card(bcos_model(converted_from="org/base"), facts)
     assert card.startswith("---\nlibrary_name: transformers\nbase_model: org/base\n")
-    assert "| accuracy | 50.0 % | 75.0 % |" in card
+    assert "| | this model | conventional fine-tune |\n|---|---|---|\n| accuracy | 50.0 % | 75.0 % |\n\n" in card
     assert "2e-07" in card
     alone = render_model_card(bcos_model(), CardFacts("n", "data", {"accuracy": 0.5}, "Test split"))
-    assert "| accuracy | 50.0 % |\n" in alone
+    assert "| | this model |\n|---|---|\n| accuracy | 50.0 % |\n\n" in alone
     assert "base_model" not in alone

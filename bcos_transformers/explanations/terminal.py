@@ -20,7 +20,8 @@ def render_terminal(explanation: WordContributions):
         ImportError: rich is not installed.
     """
     rich_text = require("rich.text", "viz")
-    line = rich_text.Text(f"{explanation.label} ", style="bold")
+    line = rich_text.Text()
+    line.append(f"{explanation.label} ", style="bold")
     line.append(f"({explanation.probability:.0%})  ", style="dim")
     largest = max((abs(score) for score in explanation.scores), default=0.0) or 1.0
     position = 0
@@ -51,5 +52,5 @@ def _style(strength: float) -> str:
     colour = FOR if strength > 0 else AGAINST
     share = min(1.0, abs(strength))
     mixed = [round(255 + (channel - 255) * share) for channel in colour]
-    text = "white" if share > 0.55 else "black"
+    text = "#ffffff" if share > 0.6 else "#101010"
     return f"{text} on rgb({mixed[0]},{mixed[1]},{mixed[2]})"
