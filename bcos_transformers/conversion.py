@@ -174,7 +174,7 @@ def _convert(
 
 
 def _bcos_config(config_class, name_or_path, source: dict[str, Any], overrides: dict[str, Any]) -> PretrainedConfig:
-    known = {f.name for f in fields(config_class)} | set(source) | {"num_labels", "name_or_path"}
+    known = {f.name for f in fields(config_class)} | set(source) | {"num_labels"}
     for name in overrides:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known | LOADING_ARGUMENTS), n=1) or [

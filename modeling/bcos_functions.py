@@ -56,17 +56,12 @@ def bcos_forward(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weig
 
     On CPUs fresh memory costs more than arithmetic, hence the operations in place.
     """
-    product = _wide(F.linear(x, weight))
-    if b == 1.0 and not normalize_weights:
-        return product, None, None, None
-    inverse_w = _inverse_weight_norm(weight)
-    if normalize_weights:
-        product.mul_(inverse_w)
+    linear, inverse_w = _linear_part(x, weight, b, normalize_weights)
     if b == 1.0:
-        return product, None, inverse_w, None
+        return linear, None, inverse_w, None
     inverse_x = _inverse_input_norm(x)
-    power = _power(product, inverse_x if normalize_weights else inverse_x * inverse_w, b)
-    return product, power, inverse_w, inverse_x
+    power = _power(linear, inverse_x if normalize_weights else inverse_x * inverse_w, b)
+    return linear, power, inverse_w, inverse_x
 
 
 def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
@@ -75,18 +70,24 @@ def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weigh
     Scaled in place and block by block, so that the power of the cosines never takes more than a block of memory.
     """
     x, weight = _autocast(x, weight)
-    product = _wide(F.linear(x, weight))
-    if b == 1.0 and not normalize_weights:
-        return product.to(x.dtype)
-    inverse_w = _inverse_weight_norm(weight)
-    if normalize_weights:
-        product.mul_(inverse_w)
+    linear, inverse_w = _linear_part(x, weight, b, normalize_weights)
     if b != 1.0:
         inverse_x = _inverse_input_norm(x)
         scale = inverse_x if normalize_weights else inverse_x * inverse_w
-        for rows, scales in _blocks(product, scale):
+        for rows, scales in _blocks(linear, scale):
             rows.mul_(_power(rows, scales, b))
-    return product.to(x.dtype)
+    return linear.to(x.dtype)
+
+
+def _linear_part(
+    x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`lin` in new memory, and `n`, or None where neither B nor the normalisation needs it."""
+    product = _wide(F.linear(x, weight))
+    if b == 1.0 and not normalize_weights:
+        return product, None
+    inverse_w = _inverse_weight_norm(weight)
+    return (product.mul_(inverse_w) if normalize_weights else product), inverse_w
 
 
 def _blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

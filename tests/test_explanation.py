@@ -63,7 +63,7 @@ class TestExactness:
             together = many[row][..., :length]
             if task == "token-classification":
                 together = together[:length]
-            torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
             assert (many[row][..., length:] == 0).all()
 
 
@@ -137,6 +137,19 @@ class TestTargets:
         else:
             foil = every[torch.arange(3), torch.as_tensor(contrast).expand(3)]
         torch.testing.assert_close(out.contributions[:, 0], every[:, 1] - foil, rtol=1e-9, atol=1e-11)
+        assert relative_residual(out) < 1e-10
+
+    @pytest.mark.parametrize("task", ["token-classification", "masked-lm"])
+    @pytest.mark.parametrize("contrast", ["mean", 2, torch.tensor([2, 0, 1])])
+    def test_contrast_at_positions(self, task, contrast):
+        model, inputs = bcos_model(task), batch(task=task)
+        logits = public_logits(model, inputs)[:, 2]
+        out = model.explain(**inputs, target=1, position=2, contrast=contrast)
+        if isinstance(contrast, str):
+            foil = logits.mean(-1)
+        else:
+            foil = logits[torch.arange(3), torch.as_tensor(contrast).expand(3)]
+        torch.testing.assert_close(out.values.flatten(), logits[:, 1] - foil)
         assert relative_residual(out) < 1e-10
 
     def test_token_positions(self):

@@ -213,6 +213,8 @@ def test_compiles_without_graph_breaks(normalize):
     got, layer.weight.grad = layer.weight.grad, None
     layer(x).sum().backward()
     torch.testing.assert_close(got, layer.weight.grad, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-12, atol=1e-12)
     with explanation_mode():  # the guard on the mode makes a second graph
         leaf = x.clone().requires_grad_()
         (frozen,) = torch.autograd.grad(compiled(leaf).sum(), leaf)
