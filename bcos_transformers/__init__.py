@@ -12,33 +12,24 @@ if not (Path(__file__).parent / "modeling").is_dir():
 from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
 from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, set_b
 from bcos_transformers.modeling.bcos_explanation import BcosExplanation
+from bcos_transformers.modeling.bcos_generation import BcosGenerationExplanation, explain_generation
 from bcos_transformers.modeling.bcos_layers import explanation_mode
-from bcos_transformers.modeling.configuration_bcos_bert import BcosBertConfig
-from bcos_transformers.modeling.modeling_bcos_bert import (
-    BcosBertForMaskedLM,
-    BcosBertForQuestionAnswering,
-    BcosBertForSequenceClassification,
-    BcosBertForTokenClassification,
-    BcosBertModel,
-)
-from bcos_transformers.registration import register_all
+from bcos_transformers.registration import PUBLIC_CLASSES, register_all
 from bcos_transformers.training import BcosAnnealingCallback
 
 __version__ = "0.1.0"
+globals().update(PUBLIC_CLASSES)  # BcosBertConfig, BcosBertForSequenceClassification, …
 __all__ = [
     "BcosAnnealingCallback",
-    "BcosBertConfig",
-    "BcosBertForMaskedLM",
-    "BcosBertForQuestionAnswering",
-    "BcosBertForSequenceClassification",
-    "BcosBertForTokenClassification",
-    "BcosBertModel",
     "BcosExplanation",
+    "BcosGenerationExplanation",
     "ConversionReport",
     "assert_dynamic_linear",
+    "explain_generation",
     "explanation_mode",
     "from_pretrained_bcos",
     "set_b",
+    *PUBLIC_CLASSES,
 ]
 
 register_all()

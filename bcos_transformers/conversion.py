@@ -12,8 +12,8 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from bcos_transformers.checkpoints import Checkpoint, find_checkpoint
-from bcos_transformers.modeling.bcos_conversion import ROLES
 from bcos_transformers.modeling.bcos_model import BcosModelMixin
+from bcos_transformers.modeling.bcos_roles import ROLES
 from bcos_transformers.registration import ARCHITECTURES, TASKS
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _convert(
 
 
 def _bcos_config(config_class, name_or_path, source: dict[str, Any], overrides: dict[str, Any]) -> PretrainedConfig:
-    known = {f.name for f in fields(config_class)} | set(source) | {"num_labels"}
+    known = {f.name for f in fields(config_class)} | set(source) | set(config_class.attribute_map) | {"num_labels"}
     for name in overrides:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known | LOADING_ARGUMENTS), n=1) or [
@@ -251,7 +251,10 @@ def _report(
             continue
         if any(f"{place}.bias" in parameters for place in places):
             continue
-        norm = checkpoint.tensor(name).double().norm().item()
+        bias = checkpoint.tensor(name)
+        if bias.dim() != 1:  # old GPT-2 checkpoints call their causal mask a bias
+            continue
+        norm = bias.double().norm().item()
         report.dropped_biases[name] = norm
         bias_square += norm**2
         weight = f"{owner}.{'weight' if kind == 'bias' else 'gamma'}"

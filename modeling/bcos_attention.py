@@ -15,7 +15,8 @@ class FrozenAttention(TorchFunctionMode):
 
     PyTorch's CPU kernel has one backward pass for queries, keys and values together, and repeats it for every target of
     a batched gradient. Queries and keys are constants in explanation mode: rebuilding the attention matrix and applying
-    its transpose gives the gradient of the values in less time, once for all targets.
+    its transpose gives the gradient of the values in less time, once for all targets. (Those of a fused projection seem
+    to need a gradient, which the projection would drop.)
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -26,15 +27,14 @@ class FrozenAttention(TorchFunctionMode):
 
 
 def _applies(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> bool:
-    constant = not (query.requires_grad or key.requires_grad)
-    return constant and value.requires_grad and query.device.type == "cpu" and dropout_p == 0.0 and query.dim() == 4
+    return value.requires_grad and query.device.type == "cpu" and dropout_p == 0.0 and query.dim() == 4
 
 
 def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     if enable_gqa:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    return _FrozenAttentionFunction.apply(query, key, value, attn_mask, is_causal, scale)
+    return _FrozenAttentionFunction.apply(query.detach(), key.detach(), value, attn_mask, is_causal, scale)
 
 
 class _FrozenAttentionFunction(torch.autograd.Function):

@@ -1,8 +1,7 @@
-"""Which module of an architecture plays which role, and the swap in place that makes it a B-cos network."""
+"""The swap in place that makes a transformers model a B-cos network, and the check that it is one."""
 
-import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 
 from torch import nn
@@ -16,79 +15,25 @@ from .bcos_layers import (
     BcosLayerNorm,
     BcosLinear,
     BcosQueryKeyLinear,
+    BcosQueryKeyValueConv1D,
+    BcosQueryKeyValueLinear,
     BcosRMSNorm,
     BcosValueLinear,
+    FrozenActivation,
     GatedActivation,
 )
+from .bcos_roles import ROLES, ArchitectureRoles, ends_with
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ArchitectureRoles:
-    """How to read the module tree of one architecture. Names are matched from their end, dot by dot.
-
-    Attributes:
-        bcos: linear layers that become B-cos layers.
-        query_key: projections whose outputs explanation mode freezes.
-        linear: layers that are linear already and only lose their bias.
-        lm_head: output layer of a language model: linear, or B-cos with `bcos_lm_head`.
-        norm: `LayerNorm` modules.
-        gate: activations of the form `x · gate(x)` that follow a B-cos layer.
-        identity: nonlinearities of poolers and heads that are taken out.
-        embeddings: embedding modules and the part of the input that each contributes.
-        biases: parameters outside the roles above that are biases and go.
-        layer_pattern: regular expression whose first group is the index of the layer in a module's name.
-    """
-
-    bcos: tuple[str, ...]
-    query_key: tuple[str, ...]
-    linear: tuple[str, ...]
-    norm: tuple[str, ...]
-    gate: tuple[str, ...]
-    embeddings: tuple[tuple[str, str], ...]
-    lm_head: tuple[str, ...] = ()
-    identity: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
-    layer_pattern: str = r"(?:^|\.)layer\.(\d+)\."
-
-    def role_of(self, name: str) -> str | None:
-        """The role of the module called `name`, or None."""
-        for role in ("bcos", "query_key", "linear", "lm_head", "norm", "gate", "identity"):
-            if any(_ends_with(name, ending) for ending in getattr(self, role)):
-                return role
-        return "embedding" if self.part_of(name) else None
-
-    def part_of(self, name: str) -> str | None:
-        """The part of the input that the embedding called `name` contributes, or None."""
-        return next((part for ending, part in self.embeddings if _ends_with(name, ending)), None)
-
-
-BERT_ROLES = ArchitectureRoles(
-    bcos=(
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-        "pooler.dense",
-        "transform.dense",
-        "classifier",
-        "qa_outputs",
-    ),
-    query_key=("attention.self.query", "attention.self.key"),
-    linear=("attention.self.value",),
-    lm_head=("cls.predictions.decoder",),
-    norm=("LayerNorm",),
-    gate=("intermediate_act_fn", "transform_act_fn"),
-    identity=("pooler.activation",),
-    embeddings=(
-        ("embeddings.word_embeddings", "word"),
-        ("embeddings.position_embeddings", "position"),
-        ("embeddings.token_type_embeddings", "token_type"),
-    ),
-    biases=("cls.predictions.bias",),
-)
-
-ROLES: dict[str, ArchitectureRoles] = {"bcos-bert": BERT_ROLES}
+BCOS_LAYERS = (BcosLinear, BcosConv1D)
+NORMS = (BcosLayerNorm, BcosRMSNorm)
+# What a projection of each role becomes: for `nn.Linear` and for transformers' `Conv1D`.
+PROJECTIONS: dict[str, dict[type, type]] = {
+    "bcos": {nn.Linear: BcosLinear, Conv1D: BcosConv1D},
+    "query_key": {nn.Linear: BcosQueryKeyLinear},
+    "linear": {nn.Linear: BcosValueLinear},
+    "query_key_value": {nn.Linear: BcosQueryKeyValueLinear, Conv1D: BcosQueryKeyValueConv1D},
+}
+CONVERTED = tuple(new for kinds in PROJECTIONS.values() for new in kinds.values())
 
 
 def make_bcos(model: nn.Module, config) -> None:
@@ -109,7 +54,8 @@ def make_bcos(model: nn.Module, config) -> None:
         layer = _layer_of(name, roles)
         new = _replacement(role, module, config, config.b_of_layer(layer), roles.part_of(name))
         if role in ("bcos", "norm", "gate"):
-            new.tokenwise_in_last_layer = layer == config.num_hidden_layers - 1
+            last = layer is not None and layer == config.num_hidden_layers - 1
+            new.tokenwise_in_last_layer = last and not roles.works_before_attention(name)
         if new is not module:
             new.train(module.training)
             parent, _, child = name.rpartition(".")
@@ -117,7 +63,7 @@ def make_bcos(model: nn.Module, config) -> None:
     for ending in roles.biases:
         owner, _, attribute = ending.rpartition(".")
         for name, module in model.named_modules():
-            if _ends_with(name, owner):
+            if ends_with(name, owner):
                 module.register_parameter(attribute, None)
     assert_dynamic_linear(model)
 
@@ -143,7 +89,7 @@ def set_b(model: nn.Module, b: float, b_per_layer: list[float] | None = None) ->
         raise
     roles = ROLES[config.model_type]
     for name, module in model.named_modules():
-        if isinstance(module, (BcosLinear, BcosConv1D)):
+        if isinstance(module, BCOS_LAYERS):
             module.b = config.b_of_layer(_layer_of(name, roles))
 
 
@@ -182,7 +128,10 @@ def assert_dynamic_linear(model: nn.Module) -> None:
     roles = ROLES[model_type]
     faults = []
     inside_gates = {
-        id(child) for gate in model.modules() if isinstance(gate, GatedActivation) for child in gate.children()
+        id(child)
+        for gate in model.modules()
+        if isinstance(gate, (GatedActivation, FrozenActivation))
+        for child in gate.children()
     }
     for name, module in model.named_modules():
         if id(module) in inside_gates:
@@ -196,17 +145,19 @@ def assert_dynamic_linear(model: nn.Module) -> None:
 
 def _fault(role: str | None, module: nn.Module, config) -> str | None:
     """What makes `module` break dynamic linearity, or None."""
-    if getattr(module, "bias", None) is not None and not (role == "query_key" and config.qk_bias):
+    keeps_bias = role in ("query_key", "query_key_value") and config.qk_bias
+    if getattr(module, "bias", None) is not None and not keeps_bias:
         return "has a bias"
     if isinstance(module, (nn.Linear, Conv1D)):
-        converted = (BcosLinear, BcosConv1D, BcosQueryKeyLinear, BcosValueLinear)
-        return None if type(module) in converted else "a linear layer that was not converted"
+        return None if type(module) in CONVERTED else "a linear layer that was not converted"
     if isinstance(module, nn.Embedding):
         return None if isinstance(module, BcosEmbedding) else "an embedding that explanations cannot record"
-    if "Norm" in type(module).__name__ and not isinstance(module, (BcosLayerNorm, BcosRMSNorm)):
+    if "Norm" in type(module).__name__ and not isinstance(module, NORMS):
         return "a normalisation that was not converted"
     if role == "gate" and not isinstance(module, GatedActivation):
         return "an activation whose gate does not freeze"
+    if role == "mlp_gate" and not isinstance(module, FrozenActivation):
+        return "the activation of a gated MLP, which does not freeze"
     if role == "identity" and not isinstance(module, nn.Identity):
         return "a nonlinearity that was not taken out"
     if role is None and isinstance(module, _activation_types()):
@@ -216,50 +167,24 @@ def _fault(role: str | None, module: nn.Module, config) -> str | None:
 
 @cache
 def _activation_types() -> tuple[type, ...]:
-    entries = (entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
-    known = {entry for entry in entries if isinstance(entry, type)}
+    known = {cls for cls in map(_activation_class, ACT2CLS.values()) if isinstance(cls, type)}
     return tuple(known | {nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softmax})
 
 
 def _replacement(role: str, module: nn.Module, config, b: float, part: str | None) -> nn.Module:
-    """The module that takes the place of `module`: itself where it already fits."""
+    """The module that takes the place of `module`: itself where it already fits, or fits no rule of its role."""
     if role == "lm_head":
         role = "bcos" if config.bcos_lm_head else "linear"
-    if role == "bcos":
-        if isinstance(module, (BcosLinear, BcosConv1D)):
-            return module
-        if isinstance(module, Conv1D):
-            new = BcosConv1D(module.nf, module.nx, b, config.normalize_weights)
-        else:
-            new = BcosLinear(module.in_features, module.out_features, b, config.normalize_weights, device="meta")
-        new.weight = module.weight
-        return new
-    if role == "query_key":
-        if not config.qk_bias:
-            module.register_parameter("bias", None)
-        if isinstance(module, BcosQueryKeyLinear):
-            return module
-        new = BcosQueryKeyLinear(module.in_features, module.out_features, bias=False, device="meta")
-        new.weight, new.bias = module.weight, module.bias
-        return new
-    if role == "linear":
-        if isinstance(module, BcosValueLinear):
-            return module
-        new = BcosValueLinear(module.in_features, module.out_features, bias=False, device="meta")
-        new.weight = module.weight
-        return new
+    if role in PROJECTIONS:
+        return _projection(role, module, config, b)
     if role == "norm":
-        if isinstance(module, (BcosLayerNorm, BcosRMSNorm)):
-            return module
-        new = BcosLayerNorm(module.normalized_shape, eps=module.eps, bias=False, device="meta")
-        new.weight = module.weight
-        return new
+        return _norm(module)
     if role == "gate":
-        return (
-            module
-            if isinstance(module, GatedActivation)
-            else GatedActivation(module, _gate_at_zero(module, config), True)
-        )
+        if isinstance(module, GatedActivation):
+            return module
+        return GatedActivation(module, _gate_at_zero(module), follows_bcos_layer=True)
+    if role == "mlp_gate":
+        return module if isinstance(module, FrozenActivation) else FrozenActivation(module)
     if role == "identity":
         return nn.Identity()
     if isinstance(module, BcosEmbedding):
@@ -269,21 +194,51 @@ def _replacement(role: str, module: nn.Module, config, b: float, part: str | Non
     return new
 
 
-def _gate_at_zero(module: nn.Module, config) -> float:
-    name = config.hidden_act
-    if name not in GATE_AT_ZERO:
-        raise ValueError(
-            f"The activation {name!r} ({type(module).__name__}) cannot be written as x · gate(x); "
-            f"supported: {', '.join(sorted(GATE_AT_ZERO))}."
-        )
-    return GATE_AT_ZERO[name]
+def _projection(role: str, module: nn.Module, config, b: float) -> nn.Module:
+    keeps_bias = role in ("query_key", "query_key_value") and config.qk_bias
+    if isinstance(module, (nn.Linear, Conv1D)) and not keeps_bias:
+        module.register_parameter("bias", None)
+    kind = next((PROJECTIONS[role][old] for old in PROJECTIONS[role] if isinstance(module, old)), None)
+    # A head that is a module of its own may bear the name of a layer: its layers have roles themselves.
+    if kind is None or type(module) is kind:
+        return module
+    options = {"b": b, "normalize_weights": config.normalize_weights} if role == "bcos" else {}
+    if isinstance(module, Conv1D):
+        new = kind(module.nf, module.nx, **options)
+    else:
+        options |= {} if role == "bcos" else {"bias": False}
+        new = kind(module.in_features, module.out_features, device="meta", **options)
+    new.weight, new.bias = module.weight, module.bias
+    return new
+
+
+def _norm(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.LayerNorm) and not isinstance(module, BcosLayerNorm):
+        new = BcosLayerNorm(module.normalized_shape, eps=module.eps, bias=False, device="meta")
+    elif hasattr(module, "variance_epsilon") and not isinstance(module, BcosRMSNorm):
+        new = BcosRMSNorm(module.weight.shape[-1], eps=module.variance_epsilon, device="meta")
+    else:
+        return module
+    new.weight = module.weight
+    return new
+
+
+def _gate_at_zero(activation: Callable) -> float:
+    names = [name for name, entry in ACT2CLS.items() if type(activation) is _activation_class(entry)]
+    for name in names:
+        if name in GATE_AT_ZERO:
+            return GATE_AT_ZERO[name]
+    raise ValueError(
+        f"The activation {(names or ['unknown'])[0]!r} ({type(activation).__name__}) cannot be written as "
+        f"x · gate(x); supported: {', '.join(sorted(GATE_AT_ZERO))}."
+    )
+
+
+def _activation_class(entry: type | tuple) -> type:
+    return entry[0] if isinstance(entry, tuple) else entry
 
 
 def _layer_of(name: str, roles: ArchitectureRoles) -> int | None:
     """Index of the encoder or decoder layer that the module called `name` lies in, or None."""
     found = re.search(roles.layer_pattern, name)
     return int(found.group(1)) if found else None
-
-
-def _ends_with(name: str, ending: str) -> bool:
-    return name == ending or name.endswith("." + ending)

@@ -1,7 +1,9 @@
 """Exact explanations: one forward pass, and one backward pass per target, split each logit over the input tokens."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from .bcos_conversion import only_last_layer_is_marked
 from .bcos_eval_mode import evaluation_mode
 from .bcos_inputs import check_inputs
 from .bcos_layers import EmbeddingRecorder, explanation_mode
-from .bcos_targets import explained_quantities
+from .bcos_targets import Quantities, explained_quantities
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ class BcosExplanationMixin:
 
     explanation_task: str | None = None
     pools_first_token: bool = False
+    pools_last_token: bool = False  # the last one whose id is not config.pad_token_id
+    derives_positions_from_ids: bool = False
 
     def explain(
         self,
@@ -75,15 +79,17 @@ class BcosExplanationMixin:
 
         Args:
             input_ids: `(batch, tokens)`.
-            attention_mask: `(batch, tokens)`, 1 for real tokens and 0 for padding.
+            attention_mask: `(batch, tokens)`, 1 for real tokens and 0 for padding. Causal language models take padding
+                on either side; with padding on the left the position ids count real tokens only, as in `generate`.
             target: what to explain. None: the predicted class or token (regression, multi-label: every output;
                 question answering: the predicted span). An int, a label name, `"all"`, or a tensor `(batch,)` or
                 `(batch, targets)`. Question answering: `"start"`, `"end"`, `"span"`, or `"all"` three.
             contrast: None, `"mean"` (minus the mean of all logits), or a foil whose logit is subtracted: an int, a
                 label name or a tensor `(batch,)`; for question answering a position, or a pair of them for a span.
             position: where the logit is read. Token classification: an int, a list or None (every real token).
-                Masked LM: an int or a tensor `(batch,)`; None is the only mask token. Question answering: an int, or
-                `(start, end)` for a span; None is the prediction. Negative positions count back from the last real token.
+                Masked LM: an int or a tensor `(batch,)`; None is the only mask token. Causal LM: the same, counting real
+                tokens from either end; None is the last one. Question answering: an int, or `(start, end)` for a span;
+                None is the prediction. Negative positions count back from the last real token.
             parts: also split the contributions into the parts of the embedding.
             chunk_size: how many targets one batched backward pass takes; bounds the memory.
             allow_large: permit more than 1,000 targets per text.
@@ -99,18 +105,31 @@ class BcosExplanationMixin:
                 f"{type(self).__name__} has no head, so there is no logit to explain. "
                 "Load it for a task, e.g. with AutoModelForSequenceClassification."
             )
+        quantities = partial(explained_quantities, target=target, contrast=contrast, position=position)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        return self._explain(given, quantities, parts, chunk_size, allow_large)
+
+    def _explain(
+        self,
+        inputs: dict[str, Any],
+        quantities_of: Callable[..., Quantities],
+        parts: bool,
+        chunk_size: int,
+        allow_large: bool,
+    ) -> BcosExplanation:
+        """Splits what `quantities_of(model, output, inputs, mask)` reads from the model's output."""
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
         recorder = EmbeddingRecorder(self)
         with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(self):
-            given, mask = check_inputs(self, {"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
+            given, mask = check_inputs(self, inputs)
             if "inputs_embeds" in given:
                 given["inputs_embeds"] = recorder.record("word", given["inputs_embeds"])
             first_token_only = self.pools_first_token and only_last_layer_is_marked(self)
             with FrozenAttention(), explanation_mode(recorder, first_token_only):
                 # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                 output = self._call_impl(**{**given, "return_dict": True})
-            quantities = explained_quantities(self, output, given, mask, target, contrast, position)
+            quantities = quantities_of(self, output, given, mask)
             count = quantities.values[0].numel()
             if count > MAX_TARGETS and not allow_large:
                 raise ValueError(

@@ -192,6 +192,23 @@ class FrozenBcosLinearFunction(torch.autograd.Function):
         return pad_tokens(grad_x, tokens), None, None, None, None
 
 
+class FrozenQueryKeyFunction(torch.autograd.Function):
+    """A fused query, key and value projection in explanation mode: only the values, from `value_start` on, are linear."""
+
+    @staticmethod
+    def forward(
+        ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, value_start: int
+    ) -> torch.Tensor:
+        ctx.dtype, ctx.value_start = x.dtype, value_start
+        ctx.save_for_backward(weight[value_start:])
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (weight,) = ctx.saved_tensors
+        return (grad[..., ctx.value_start :].to(weight.dtype) @ weight).to(ctx.dtype), None, None, None
+
+
 class FrozenLayerNormFunction(torch.autograd.Function):
     """Layer normalisation in explanation mode: same values, `1/std` held constant, centring differentiated."""
 

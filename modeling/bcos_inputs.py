@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .bcos_layers import BcosEmbedding
+
 LABEL_ARGUMENTS = ("labels", "start_positions", "end_positions")
 
 
@@ -31,22 +33,55 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
             raise TypeError(
                 f"`{name}` must be a tensor (tokenizer(..., return_tensors='pt')), got {type(value).__name__}."
             )
-    tokens = _check_tokens(model, inputs)
+    _check_cache(inputs)
+    limit = _position_limit(model)
+    tokens = _check_tokens(model, inputs, limit)
     mask = _check_mask(model, inputs, tokens)
+    _check_last_token(model, inputs, mask)
     for name in ("token_type_ids", "position_ids"):
         given = inputs.get(name)
         if given is not None and tuple(given.shape) not in (tokens, (1, tokens[1])):
             raise ValueError(f"`{name}` must have the shape of the tokens, {tokens}, got {tuple(given.shape)}.")
-    for name, field in (("token_type_ids", "type_vocab_size"), ("position_ids", "max_position_embeddings")):
-        given, limit = inputs.get(name), getattr(model.config, field, None)
-        if given is not None and limit and (given.min() < 0 or given.max() >= limit):
-            raise ValueError(f"`{name}` must lie in [0, {limit}), got values up to {given.max().item()}.")
+    kinds = getattr(model.config, "type_vocab_size", None) or model.get_input_embeddings().weight.shape[0]
+    for name, bound in (("token_type_ids", kinds), ("position_ids", limit)):
+        given = inputs.get(name)
+        if given is not None and (given.min() < 0 or bound is not None and given.max() >= bound):
+            raise ValueError(
+                f"`{name}` must lie in [0, {bound or '∞'}), got values from {given.min().item()} to {given.max().item()}."
+            )
+    gaps = not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any()
+    if model.explanation_task == "causal-lm" and "position_ids" not in inputs and gaps:
+        inputs["position_ids"] = positions_of_real_tokens(mask)
+    if "use_cache" in known:
+        inputs["use_cache"] = False
     # Tensors made under `torch.inference_mode()` cannot take part in a gradient; their copies can.
     inputs = {n: v.clone() if torch.is_tensor(v) and v.is_inference() else v for n, v in inputs.items()}
     return inputs, mask
 
 
-def _check_tokens(model, inputs: dict[str, Any]) -> tuple[int, int]:
+def positions_of_real_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """Position ids `(batch, tokens)` that count real tokens only, as `generate` derives them for left padding."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def _check_cache(inputs: dict[str, Any]) -> None:
+    if inputs.get("past_key_values") is not None:
+        raise ValueError(
+            "`past_key_values` hides the tokens that it was computed from, so they would get no contributions. "
+            "Explain the whole text instead."
+        )
+    kept = inputs.pop("logits_to_keep", 0)
+    if torch.is_tensor(kept) or kept != 0:
+        raise ValueError("`logits_to_keep` is not supported: say with `position=` which logit to explain.")
+
+
+def _position_limit(model) -> int | None:
+    """How many position embeddings the model has, or None if it has none to run out of (rotary positions)."""
+    found = [m for m in model.modules() if isinstance(m, BcosEmbedding) and m.part == "position"]
+    return found[0].weight.shape[0] if found else None
+
+
+def _check_tokens(model, inputs: dict[str, Any], limit: int | None) -> tuple[int, int]:
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (ids is None) == (embeds is None):
         raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -61,7 +96,11 @@ def _check_tokens(model, inputs: dict[str, Any]) -> tuple[int, int]:
     batch, tokens = given.shape[:2]
     if batch == 0 or tokens == 0:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(given.shape)}.")
-    limit = getattr(model.config, "max_position_embeddings", None)
+    if ids is None and (model.pools_last_token or (model.derives_positions_from_ids and "position_ids" not in inputs)):
+        wanted = "finds the last token" if model.pools_last_token else "derives the positions of tokens"
+        raise ValueError(f"{type(model).__name__} {wanted} from `input_ids`: give those instead of `inputs_embeds`.")
+    if limit is not None and model.derives_positions_from_ids:
+        limit -= model.config.pad_token_id + 1  # positions begin after that of padding
     if limit is not None and tokens > limit:
         raise ValueError(
             f"{tokens} tokens, but {type(model).__name__} takes at most {limit}. Truncate the text on purpose "
@@ -80,6 +119,30 @@ def _check_tokens(model, inputs: dict[str, Any]) -> tuple[int, int]:
     return batch, tokens
 
 
+def _check_last_token(model, inputs: dict[str, Any], mask: torch.Tensor) -> None:
+    """Decoders classify from the last token whose id is not that of padding: it must be a real one."""
+    padding = model.config.pad_token_id
+    if not model.pools_last_token:
+        return
+    if padding is None:
+        if len(mask) > 1:
+            raise ValueError(
+                "A batch of several texts needs a padding token: set model.config.pad_token_id to the id that the "
+                "tokenizer pads with."
+            )
+        last = torch.full((1,), mask.shape[1] - 1, device=mask.device)
+    else:
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        last = (columns * (inputs["input_ids"] != padding).to(mask.device)).argmax(-1)
+    wrong = (~mask.gather(1, last[:, None]).squeeze(1)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"{type(model).__name__} classifies from the last token that is not model.config.pad_token_id "
+            f"({padding}), but in rows {wrong} the attention mask calls that token padding. Pad with this id, or set "
+            "model.config.pad_token_id to the one the tokenizer uses."
+        )
+
+
 def _check_mask(model, inputs: dict[str, Any], tokens: tuple[int, int]) -> torch.Tensor:
     given = inputs.get("attention_mask")
     if given is None:
@@ -95,7 +158,7 @@ def _check_mask(model, inputs: dict[str, Any], tokens: tuple[int, int]) -> torch
     empty = (~mask.any(-1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"Rows {empty} have no real token: their `attention_mask` is 0 everywhere.")
-    if getattr(model, "pools_first_token", False) and not mask[:, 0].all():
+    if model.pools_first_token and not mask[:, 0].all():
         rows = (~mask[:, 0]).nonzero().flatten().tolist()
         raise ValueError(
             f"Rows {rows} are left-padded, but {type(model).__name__} classifies from the first position, which is "

@@ -22,6 +22,7 @@ from .bcos_functions import (
     FrozenBcosLinearFunction,
     FrozenGateFunction,
     FrozenLayerNormFunction,
+    FrozenQueryKeyFunction,
     bcos_output,
 )
 
@@ -61,6 +62,8 @@ class EmbeddingRecorder:
     def record(self, part: str, embeddings: torch.Tensor) -> torch.Tensor:
         """Remembers `embeddings` and returns what the forward pass shall go on with."""
         value = embeddings.detach()
+        if part == "word" and self.leaf is not None:
+            part = "token_type"  # GPT-2 looks its token types up in the word embeddings
         self.parts[part] = value
         if part != "word":
             return value
@@ -169,6 +172,27 @@ class BcosValueLinear(nn.Linear):
         return F.linear(input, self.weight.detach() if _STATE.active else self.weight)
 
 
+class BcosQueryKeyValueLinear(nn.Linear):
+    """Fused projection: two thirds of its output are queries and keys, one third values.
+
+    Explanation mode freezes the former and lets the latter through, as `BcosQueryKeyLinear` and `BcosValueLinear` do
+    apart. Of a bias (`config.qk_bias`) only the part of queries and keys is used.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _query_key_value(input, self.weight, self.bias)
+
+
+class BcosQueryKeyValueConv1D(Conv1D):
+    """`BcosQueryKeyValueLinear` for GPT-2's transposed weights.
+
+    Shapes: input `(..., nx)`, output `(..., nf)`; weight `(nx, nf)`.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _query_key_value(x, self.weight.t(), self.bias)
+
+
 class BcosLayerNorm(nn.LayerNorm):
     """Layer normalisation without bias; explanation mode freezes `1/std`, while centring is linear and stays."""
 
@@ -190,16 +214,18 @@ class BcosRMSNorm(nn.Module):
         eps: added to the mean square.
     """
 
-    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+    tokenwise_in_last_layer: bool = False
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.weight = nn.Parameter(torch.ones(hidden_size, device=device))
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        source = wide.detach() if _STATE.active else wide
+        source, weight = (wide.detach(), self.weight.detach()) if _STATE.active else (wide, self.weight)
         inverse_rms = torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * (wide * inverse_rms).to(hidden_states.dtype)
+        return weight * (wide * inverse_rms).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -254,6 +280,21 @@ class GatedActivation(nn.Module):
         return FrozenGateFunction.apply(input, self.activation, self.gate_at_zero, first, factor)
 
 
+class FrozenActivation(nn.Module):
+    """The activation of a gated MLP, `act(gate) · up`: explanation mode freezes all of it, `up` carries the linear path.
+
+    Args:
+        activation: any activation.
+    """
+
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.activation(input.detach() if _STATE.active else input)
+
+
 class BcosEmbedding(nn.Embedding):
     """Embedding whose output an explanation can record as one part of the input (`"word"`, `"position"`, …)."""
 
@@ -287,3 +328,12 @@ def _bcos_linear(layer: "BcosLinear | BcosConv1D", x: torch.Tensor, weight: torc
         return bcos_output(x, weight, layer.b, layer.normalize_weights)
     first = layer.tokenwise_in_last_layer and _STATE.first_token_only
     return FrozenBcosLinearFunction.apply(x, weight.detach(), layer.b, layer.normalize_weights, first)
+
+
+def _query_key_value(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    values = len(weight) // 3
+    if bias is not None:
+        bias = F.pad(bias[:-values], (0, values))
+    if not _STATE.active:
+        return F.linear(x, weight, bias)
+    return FrozenQueryKeyFunction.apply(x, weight.detach(), bias, len(weight) - values)

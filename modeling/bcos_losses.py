@@ -100,6 +100,11 @@ def with_language_model_loss(parent_forward: Callable) -> Callable:
     return _with_loss(parent_forward, lambda model, *args: cross_entropy(*args))
 
 
+def with_next_token_loss(parent_forward: Callable) -> Callable:
+    """The forward pass of a conventional causal language model; every token is the label of the one before it."""
+    return _with_loss(parent_forward, lambda model, logits, labels, n: cross_entropy(logits[:, :-1], labels[:, 1:], n))
+
+
 def _with_loss(parent_forward: Callable, compute_loss: Callable) -> Callable:
     label_position = list(inspect.signature(parent_forward).parameters).index("labels") - 1  # without self
 

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .bcos_conversion import make_bcos
 from .bcos_explanation import BcosExplanationMixin
@@ -46,3 +47,21 @@ class BcosModelMixin(BcosExplanationMixin):
         self.config.check_bcos_fields()
         self.config.auto_map = dict(self.config.bcos_auto_map)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def init_head_around(model: PreTrainedModel, base: type[PreTrainedModel], config) -> None:
+    """Begins the `__init__` of a head whose parent would build its base model by `AutoModel`.
+
+    `AutoModel` does not know the configuration where the code comes from the Hub.
+    """
+    PreTrainedModel.__init__(model, config)
+    model.num_labels = config.num_labels
+    setattr(model, model.base_model_prefix, base(config))
+
+
+def classifier_dropout(config) -> float:
+    """The dropout of a decoder's token classifier, found as transformers finds it."""
+    for name in ("classifier_dropout", "hidden_dropout"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return 0.1

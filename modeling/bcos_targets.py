@@ -41,6 +41,8 @@ def explained_quantities(
         return _token_classification(model.config, output.logits, mask, target, contrast, position)
     if task == "masked-lm":
         return _masked_lm(model.config, output.logits, inputs, mask, target, contrast, position)
+    if task == "causal-lm":
+        return _causal_lm(output.logits, mask, target, contrast, position)
     if task == "question-answering":
         return _question_answering(output, mask, target, contrast, position)
     raise TypeError(f"Explanations of the task {task!r} are not implemented.")
@@ -82,6 +84,47 @@ def _masked_lm(
     chosen = _indices(target, picked, "target")
     values = picked.gather(-1, chosen) - _contrast(contrast, picked)
     return Quantities(logits, values, chosen, positions)
+
+
+def _causal_lm(logits: torch.Tensor, mask: torch.Tensor, target: Any, contrast: Any, position: Any) -> Quantities:
+    mask = mask.to(logits.device)
+    positions = _real_token(-1 if position is None else position, mask)
+    picked = logits[torch.arange(len(logits), device=logits.device), positions]
+    chosen = _indices(target, picked, "target")
+    values = picked.gather(-1, chosen) - _contrast(contrast, picked)
+    return Quantities(logits, values, chosen, positions)
+
+
+def generated_token_quantities(
+    logits: torch.Tensor, sequences: torch.Tensor, mask: torch.Tensor, start: int, contrast: Any
+) -> Quantities:
+    """The logits of the tokens from `start` on, each read from the position before its token."""
+    chosen = sequences[:, start:].to(logits.device)
+    ended = ~mask[:, start:].to(logits.device)
+    picked = logits[:, start - 1 : -1]  # (batch, new tokens, vocabulary)
+    foil = 0.0
+    if isinstance(contrast, str) and contrast == "mean":
+        foil = picked.mean(-1)
+    elif torch.is_tensor(contrast) and contrast.dim() == 2 and contrast.shape == chosen.shape:
+        foil = picked.gather(-1, _indices(contrast, logits[:, 0], "contrast")[..., None]).squeeze(-1)
+    elif contrast is not None:
+        foil = _contrast(contrast, picked).squeeze(-1)
+    values = picked.gather(-1, chosen[..., None]).squeeze(-1) - foil
+    return Quantities(logits, values.masked_fill(ended, 0.0), chosen.masked_fill(ended, -1))
+
+
+def _real_token(position: Any, mask: torch.Tensor) -> torch.Tensor:
+    """Absolute position `(batch,)` of a token that is named by counting real tokens from either end."""
+    given = _given_position(position, mask, "position")
+    counts = mask.sum(-1)
+    counted = torch.where(given < 0, counts + given, given)
+    outside = ((counted < 0) | (counted >= counts)).nonzero().flatten().tolist()
+    if outside:
+        row = outside[0]
+        raise ValueError(
+            f"`position` {int(given[row])} is outside row {row}, which has {int(counts[row])} real tokens."
+        )
+    return ((mask.cumsum(-1) == counted[:, None] + 1) & mask).int().argmax(-1)
 
 
 def _mask_token_position(config, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
@@ -175,15 +218,7 @@ def _positions(position: Any, mask: torch.Tensor) -> torch.Tensor:
 
 def _one_position(position: Any, mask: torch.Tensor, name: str = "position") -> torch.Tensor:
     """One absolute position a row, `(batch,)`; negative ones count back from the last real token."""
-    if torch.is_tensor(position) and not position.is_floating_point() and position.dim() <= 1:
-        given = position.to(mask.device, torch.long)
-    elif isinstance(position, numbers.Integral) and not isinstance(position, bool):
-        given = torch.tensor(int(position), device=mask.device)
-    else:
-        raise TypeError(f"`{name}` must be an int or a tensor (batch,), got {position!r}.")
-    if given.dim() == 1 and len(given) != len(mask):
-        raise ValueError(f"`{name}` must have one value a row, {len(mask)}, got {len(given)}.")
-    given = given.expand(len(mask))
+    given = _given_position(position, mask, name)
     tokens = mask.shape[1]
     last = tokens - 1 - mask.flip(1).int().argmax(-1)
     absolute = torch.where(given < 0, last + 1 + given, given)
@@ -195,6 +230,19 @@ def _one_position(position: Any, mask: torch.Tensor, name: str = "position") -> 
             f"`{name}` {int(given[row])} is not a real token of row {row}, which has {int(mask[row].sum())}."
         )
     return absolute
+
+
+def _given_position(position: Any, mask: torch.Tensor, name: str) -> torch.Tensor:
+    """The user's position as one integer a row, `(batch,)`, unchecked."""
+    if torch.is_tensor(position) and not position.is_floating_point() and position.dim() <= 1:
+        given = position.to(mask.device, torch.long)
+    elif isinstance(position, numbers.Integral) and not isinstance(position, bool):
+        given = torch.tensor(int(position), device=mask.device)
+    else:
+        raise TypeError(f"`{name}` must be an int or a tensor (batch,), got {position!r}.")
+    if given.dim() == 1 and len(given) != len(mask):
+        raise ValueError(f"`{name}` must have one value a row, {len(mask)}, got {len(given)}.")
+    return given.expand(len(mask))
 
 
 def _indices(target: Any, logits: torch.Tensor, name: str, label2id: dict[str, int] | None = None) -> torch.Tensor:

@@ -70,3 +70,19 @@ class BcosConfigMixin:
         if layer is None or self.b_per_layer is None:
             return self.b
         return self.b_per_layer[layer]
+
+
+def check_encoder(config, name: str, position_embedding_type: str | None) -> None:
+    """Refuses what an encoder of BERT's kind cannot be here.
+
+    Raises:
+        ValueError: relative position embeddings, or a decoder with cross-attention.
+    """
+    if position_embedding_type not in (None, "absolute"):
+        raise ValueError(
+            f"B-cos {name} supports absolute position embeddings only, got "
+            f"position_embedding_type={position_embedding_type!r}: transformers 5 no longer computes relative ones, so "
+            "such a checkpoint would be silently wrong."
+        )
+    if config.is_decoder or config.add_cross_attention:
+        raise ValueError(f"B-cos {name} is an encoder: `is_decoder` and `add_cross_attention` must be False.")

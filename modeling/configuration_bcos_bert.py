@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from transformers import BertConfig
 
-from .configuration_bcos import BcosConfigMixin
+from .configuration_bcos import BcosConfigMixin, check_encoder
 
 
 class BcosBertConfig(BcosConfigMixin, BertConfig):
@@ -32,10 +32,4 @@ class BcosBertConfig(BcosConfigMixin, BertConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         position_type = kwargs.get("position_embedding_type")
         super().__post_init__(**kwargs)
-        if position_type not in (None, "absolute"):
-            raise ValueError(
-                f"B-cos BERT supports absolute position embeddings only, got position_embedding_type={position_type!r}: "
-                "transformers 5 no longer computes relative ones, so such a checkpoint would be silently wrong."
-            )
-        if self.is_decoder or self.add_cross_attention:
-            raise ValueError("B-cos BERT is an encoder: `is_decoder` and `add_cross_attention` must be False.")
+        check_encoder(self, "BERT", position_type)
