@@ -23,6 +23,7 @@ CONFIGURATIONS: dict[str, str] = {
     "distilbert": "BcosDistilBertConfig",
     "gpt2": "BcosGPT2Config",
     "llama": "BcosLlamaConfig",
+    "modernbert": "BcosModernBertConfig",
 }
 
 

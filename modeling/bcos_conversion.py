@@ -56,6 +56,8 @@ def make_bcos(model: nn.Module, config) -> None:
         if role in ("bcos", "norm", "gate"):
             last = layer is not None and layer == config.num_hidden_layers - 1
             new.tokenwise_in_last_layer = last and not roles.works_before_attention(name)
+        if role == "lm_head":
+            new.is_output_layer = True
         if new is not module:
             new.train(module.training)
             parent, _, child = name.rpartition(".")

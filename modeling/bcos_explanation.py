@@ -117,7 +117,7 @@ class BcosExplanationMixin:
         chunk_size: int,
         allow_large: bool,
     ) -> BcosExplanation:
-        """Splits what `quantities_of(model, output, inputs, mask)` reads from the model's output."""
+        """Splits what `quantities_of(model, output, inputs, mask, recorder)` reads from the model's output."""
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
         recorder = EmbeddingRecorder(self)
@@ -129,18 +129,20 @@ class BcosExplanationMixin:
             with FrozenAttention(), explanation_mode(recorder, first_token_only):
                 # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                 output = self._call_impl(**{**given, "return_dict": True})
-            quantities = quantities_of(self, output, given, mask)
+            quantities = quantities_of(self, output, given, mask, recorder)
             count = quantities.values[0].numel()
             if count > MAX_TARGETS and not allow_large:
                 raise ValueError(
                     f"{count} targets per text; pass allow_large=True if you mean it, or name fewer targets or positions."
                 )
-            contributions, parts_of = _contributions(quantities.values, recorder, mask, chunk_size, parts)
+            explained = quantities.values if quantities.surrogate is None else quantities.surrogate
+            contributions, parts_of = _contributions(explained, recorder, mask, chunk_size, parts)
         values = quantities.values.detach().to(contributions.device, contributions.dtype)
         if not torch.isfinite(values).all():
             raise ValueError(
                 "The explained logits are not finite, so there is nothing to split. Known causes: weights that are NaN, "
-                "float16 overflow, or eager attention with left padding in float64 (use attn_implementation='sdpa')."
+                "float16 overflow, or eager attention in float64 where padding leaves a token nothing to look at (use "
+                "attn_implementation='sdpa')."
             )
         if not torch.isfinite(contributions).all():
             raise ValueError(

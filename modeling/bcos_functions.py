@@ -79,6 +79,26 @@ def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weigh
     return linear.to(x.dtype)
 
 
+def frozen_weight_rows(x: torch.Tensor, rows: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
+    """Rows of the layer's dynamic matrix at `x` `(..., in)` that belong to the weights `rows` `(..., n, in)`."""
+    wide_x, wide_rows = _wide(x).unsqueeze(-2), _wide(rows)
+    inverse_w = _inverse_weight_norm(wide_rows).unsqueeze(-1)
+    scaled = wide_rows * inverse_w if normalize_weights else wide_rows
+    if b == 1.0:
+        return scaled.to(rows.dtype)
+    linear = (wide_rows * wide_x).sum(-1, keepdim=True) * inverse_w
+    return (scaled * _power(linear, _inverse_input_norm(wide_x), b)).to(rows.dtype)
+
+
+def frozen_weight_mean(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
+    """Mean of all rows of the layer's dynamic matrix at `x` `(..., in)`, as `(..., 1, in)`."""
+    _, power, inverse_w, _ = bcos_forward(x, weight, b, normalize_weights)
+    scale = x.new_ones(*x.shape[:-1], len(weight)) if power is None else power
+    if normalize_weights:
+        scale = scale * inverse_w
+    return (scale.to(weight.dtype) @ weight / len(weight)).unsqueeze(-2)
+
+
 def _linear_part(
     x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .bcos_eval_mode import evaluation_mode
+from .bcos_layers import EmbeddingRecorder
 from .bcos_model import BcosModelMixin
 from .bcos_targets import Quantities, generated_token_quantities
 
@@ -61,8 +62,8 @@ class BcosCausalLMMixin(BcosModelMixin):
         ended = _ended(self, sequences[:, start:], generate_kwargs)
         mask = torch.cat((mask, (~ended).to(mask.dtype)), dim=1)
 
-        def quantities(model: Any, output: Any, inputs: dict[str, Any], mask: torch.Tensor) -> Quantities:
-            return generated_token_quantities(output.logits, sequences, mask, start, contrast)
+        def quantities(model, output, inputs, mask: torch.Tensor, recorder: EmbeddingRecorder) -> Quantities:
+            return generated_token_quantities(output.logits, sequences, mask, start, recorder, contrast)
 
         out = self._explain(
             {"input_ids": sequences, "attention_mask": mask}, quantities, parts, chunk_size, allow_large

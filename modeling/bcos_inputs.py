@@ -34,6 +34,11 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
                 f"`{name}` must be a tensor (tokenizer(..., return_tensors='pt')), got {type(value).__name__}."
             )
     _check_cache(inputs)
+    if model.config._attn_implementation == "flex_attention" and model.device.type == "cpu":
+        raise ValueError(
+            "PyTorch has no gradient of flex attention on CPUs, and an explanation needs one: "
+            "model.set_attn_implementation('sdpa') gives the same logits."
+        )
     limit = _position_limit(model)
     tokens = _check_tokens(model, inputs, limit)
     mask = _check_mask(model, inputs, tokens)

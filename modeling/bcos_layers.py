@@ -24,6 +24,8 @@ from .bcos_functions import (
     FrozenLayerNormFunction,
     FrozenQueryKeyFunction,
     bcos_output,
+    frozen_weight_mean,
+    frozen_weight_rows,
 )
 
 
@@ -47,13 +49,16 @@ class EmbeddingRecorder:
     Attributes:
         leaf (`torch.Tensor | None`): word embeddings, `(batch, tokens, hidden)`, requires grad.
         parts (`dict[str, torch.Tensor]`): every recorded embedding by part name, detached; broadcastable to the leaf.
+        output_layer (`nn.Module | None`): output layer of a language model; its logits then have no graph.
+        output_input (`torch.Tensor | None`): what it was given, `(batch, tokens, hidden)`, in the graph.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.leaf: torch.Tensor | None = None
         self.parts: dict[str, torch.Tensor] = {}
-        modules = () if model is None else model.modules()
-        self._own = {id(module) for module in modules if isinstance(module, BcosEmbedding)}
+        self.output_layer: nn.Module | None = None
+        self.output_input: torch.Tensor | None = None
+        self._own = set() if model is None else {id(module) for module in model.modules()}
 
     def listens_to(self, module: nn.Module) -> bool:
         """Whether `module` belongs to the model that is explained; any does if no model was named."""
@@ -69,6 +74,10 @@ class EmbeddingRecorder:
             return value
         self.leaf = value.clone().requires_grad_(True)
         return self.leaf
+
+    def record_output(self, layer: nn.Module, input: torch.Tensor) -> None:
+        """Remembers the output layer, so that single logits can be differentiated without all the others."""
+        self.output_layer, self.output_input = layer, input
 
 
 @contextmanager
@@ -109,6 +118,7 @@ class BcosLinear(nn.Linear):
     """
 
     tokenwise_in_last_layer: bool = False
+    is_output_layer: bool = False
 
     def __init__(
         self,
@@ -124,7 +134,16 @@ class BcosLinear(nn.Linear):
         self.normalize_weights = bool(normalize_weights)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if _records_output(self, input):
+            return bcos_output(input.detach(), self.weight.detach(), self.b, self.normalize_weights)
         return _bcos_linear(self, input, self.weight)
+
+    def frozen_rows(self, input: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """See `BcosValueLinear.frozen_rows`."""
+        with torch.no_grad():
+            if rows is not None:
+                return frozen_weight_rows(input, self.weight[rows], self.b, self.normalize_weights)
+            return frozen_weight_mean(input, self.weight, self.b, self.normalize_weights)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, b={self.b:g}, normalize_weights={self.normalize_weights}"
@@ -166,10 +185,30 @@ class BcosQueryKeyLinear(nn.Linear):
 
 
 class BcosValueLinear(nn.Linear):
-    """Value projection: plainly linear. Explanation mode only spares autograd the thought of its weight's gradient."""
+    """Plainly linear layer: value projections, output layers of language models.
+
+    Explanation mode only spares autograd the thought of its weight's gradient.
+    """
+
+    is_output_layer: bool = False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if _records_output(self, input):
+            input = input.detach()
         return F.linear(input, self.weight.detach() if _STATE.active else self.weight)
+
+    def frozen_rows(self, input: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """Rows of the dynamic matrix at `input` `(..., hidden)`: their inner products with it are the outputs.
+
+        Args:
+            input: what the layer was given.
+            rows: which ones, `(..., n)`; None is the mean of all.
+
+        Returns:
+            `(..., n, hidden)`, n being 1 for the mean; constant.
+        """
+        weight = self.weight.detach()
+        return weight.mean(0, keepdim=True) if rows is None else weight[rows]
 
 
 class BcosQueryKeyValueLinear(nn.Linear):
@@ -319,6 +358,14 @@ def check_b(b: float, name: str = "b") -> float:
     if not valid:
         raise ValueError(f"`{name}` must be a finite number of at least 1 (1 is a linear layer), got {b!r}.")
     return float(b)
+
+
+def _records_output(layer: "BcosLinear | BcosValueLinear", input: torch.Tensor) -> bool:
+    recorder = _STATE.recorder
+    if not layer.is_output_layer or recorder is None or not recorder.listens_to(layer):
+        return False
+    recorder.record_output(layer, input)
+    return True
 
 
 def _bcos_linear(layer: "BcosLinear | BcosConv1D", x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

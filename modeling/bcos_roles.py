@@ -147,10 +147,22 @@ LLAMA_ROLES = ArchitectureRoles(
     before_attention=("input_layernorm",),
 )
 
+MODERNBERT_ROLES = ArchitectureRoles(
+    bcos=("attn.Wo", "mlp.Wi", "mlp.Wo", "head.dense", "classifier"),
+    query_key_value=("attn.Wqkv",),
+    lm_head=("decoder",),
+    norm=("embeddings.norm", "attn_norm", "mlp_norm", "final_norm", "head.norm"),
+    gate=("head.act",),
+    mlp_gate=("mlp.act",),
+    embeddings=(("embeddings.tok_embeddings", "word"),),
+    before_attention=("attn_norm",),
+)
+
 ROLES: dict[str, ArchitectureRoles] = {
     "bcos-bert": BERT_ROLES,
     "bcos-roberta": ROBERTA_ROLES,
     "bcos-distilbert": DISTILBERT_ROLES,
     "bcos-gpt2": GPT2_ROLES,
     "bcos-llama": LLAMA_ROLES,
+    "bcos-modernbert": MODERNBERT_ROLES,
 }

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .bcos_layers import EmbeddingRecorder
+
 
 @dataclass
 class Quantities:
@@ -16,16 +18,25 @@ class Quantities:
         values: `(batch, targets)` or, for token classification, `(batch, positions, targets)`; differentiable.
         target: shaped like `values`.
         position: see `BcosExplanation.position`.
+        surrogate: the same numbers as `values` up to rounding, differentiable with less work; None if `values` is.
     """
 
     logits: torch.Tensor
     values: torch.Tensor
     target: torch.Tensor
     position: torch.Tensor | None = None
+    surrogate: torch.Tensor | None = None
 
 
 def explained_quantities(
-    model, output, inputs: dict[str, Any], mask: torch.Tensor, target: Any, contrast: Any, position: Any
+    model,
+    output,
+    inputs: dict[str, Any],
+    mask: torch.Tensor,
+    recorder: EmbeddingRecorder,
+    target: Any,
+    contrast: Any,
+    position: Any,
 ) -> Quantities:
     """Reads target, contrast and position as documented at `explain`.
 
@@ -40,9 +51,11 @@ def explained_quantities(
     if task == "token-classification":
         return _token_classification(model.config, output.logits, mask, target, contrast, position)
     if task == "masked-lm":
-        return _masked_lm(model.config, output.logits, inputs, mask, target, contrast, position)
+        positions = _masked_position(model.config, inputs.get("input_ids"), mask, position)
+        return _language_model(output.logits, positions.to(output.logits.device), recorder, target, contrast)
     if task == "causal-lm":
-        return _causal_lm(output.logits, mask, target, contrast, position)
+        positions = _real_token(-1 if position is None else position, mask)
+        return _language_model(output.logits, positions.to(output.logits.device), recorder, target, contrast)
     if task == "question-answering":
         return _question_answering(output, mask, target, contrast, position)
     raise TypeError(f"Explanations of the task {task!r} are not implemented.")
@@ -72,45 +85,80 @@ def _token_classification(
     return Quantities(logits, values, chosen.masked_fill(~valid[..., None], -1), positions)
 
 
-def _masked_lm(
-    config, logits: torch.Tensor, inputs: dict[str, Any], mask: torch.Tensor, target: Any, contrast: Any, position: Any
+def _language_model(
+    logits: torch.Tensor, positions: torch.Tensor, recorder: EmbeddingRecorder, target: Any, contrast: Any
 ) -> Quantities:
-    mask = mask.to(logits.device)
-    if position is None:
-        positions = _mask_token_position(config, inputs.get("input_ids"), mask)
-    else:
-        positions = _one_position(position, mask)
-    picked = logits[torch.arange(len(logits), device=logits.device), positions]
+    """Logits of tokens at one position a row, `positions` `(batch,)`."""
+    rows = torch.arange(len(logits), device=logits.device)
+    picked = logits[rows, positions]
     chosen = _indices(target, picked, "target")
     values = picked.gather(-1, chosen) - _contrast(contrast, picked)
-    return Quantities(logits, values, chosen, positions)
+    surrogate = None
+    if recorder.output_layer is not None:
+        hidden = recorder.output_input
+        hidden = hidden[rows.to(hidden.device), positions.to(hidden.device)]
+        surrogate = _surrogate(recorder.output_layer, hidden, chosen, _foil(contrast, picked))
+    return Quantities(logits, values, chosen, positions, surrogate)
 
 
-def _causal_lm(logits: torch.Tensor, mask: torch.Tensor, target: Any, contrast: Any, position: Any) -> Quantities:
-    mask = mask.to(logits.device)
-    positions = _real_token(-1 if position is None else position, mask)
-    picked = logits[torch.arange(len(logits), device=logits.device), positions]
-    chosen = _indices(target, picked, "target")
-    values = picked.gather(-1, chosen) - _contrast(contrast, picked)
-    return Quantities(logits, values, chosen, positions)
+def _surrogate(layer, hidden: torch.Tensor, chosen: torch.Tensor, foil: torch.Tensor | None | str) -> torch.Tensor:
+    """Single outputs of a language model's output layer, `(..., n)`, from its input `(..., hidden)`.
+
+    The gradient of one of many thousand logits is one row of the output layer's dynamic matrix: there is no need to
+    multiply the others by zero.
+    """
+    rows = layer.frozen_rows(hidden, chosen.to(hidden.device))
+    if foil is not None:
+        rows = rows - layer.frozen_rows(hidden, None if isinstance(foil, str) else foil.to(hidden.device))
+    return (rows.to(hidden.dtype) * hidden.unsqueeze(-2)).sum(-1)
+
+
+def _masked_position(config, ids: torch.Tensor | None, mask: torch.Tensor, position: Any) -> torch.Tensor:
+    return _mask_token_position(config, ids, mask) if position is None else _one_position(position, mask)
+
+
+def _mask_token_position(config, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
+    if ids is None or config.mask_token_id is None:
+        raise ValueError(
+            "The position to explain is unknown: pass `position=`, or set `model.config.mask_token_id` to the id of the "
+            "tokenizer's mask token so that it can be found."
+        )
+    found = (ids.to(mask.device) == config.mask_token_id) & mask
+    counts = found.sum(-1)
+    if not (counts == 1).all():
+        raise ValueError(
+            f"Each text must have exactly one mask token (id {config.mask_token_id}), found {counts.tolist()}; "
+            "pass `position=` to say which position to explain."
+        )
+    return found.int().argmax(-1)
 
 
 def generated_token_quantities(
-    logits: torch.Tensor, sequences: torch.Tensor, mask: torch.Tensor, start: int, contrast: Any
+    logits: torch.Tensor,
+    sequences: torch.Tensor,
+    mask: torch.Tensor,
+    start: int,
+    recorder: EmbeddingRecorder,
+    contrast: Any,
 ) -> Quantities:
     """The logits of the tokens from `start` on, each read from the position before its token."""
     chosen = sequences[:, start:].to(logits.device)
     ended = ~mask[:, start:].to(logits.device)
     picked = logits[:, start - 1 : -1]  # (batch, new tokens, vocabulary)
-    foil = 0.0
-    if isinstance(contrast, str) and contrast == "mean":
-        foil = picked.mean(-1)
-    elif torch.is_tensor(contrast) and contrast.dim() == 2 and contrast.shape == chosen.shape:
-        foil = picked.gather(-1, _indices(contrast, logits[:, 0], "contrast")[..., None]).squeeze(-1)
-    elif contrast is not None:
-        foil = _contrast(contrast, picked).squeeze(-1)
-    values = picked.gather(-1, chosen[..., None]).squeeze(-1) - foil
-    return Quantities(logits, values.masked_fill(ended, 0.0), chosen.masked_fill(ended, -1))
+    if torch.is_tensor(contrast) and contrast.dim() == 2 and contrast.shape == chosen.shape:
+        foil = contrast.to(logits.device)[..., None]
+        _indices(contrast, logits[:, 0], "contrast")
+        values = picked.gather(-1, chosen[..., None]) - picked.gather(-1, foil)
+    else:
+        foil = _foil(contrast, picked)
+        values = picked.gather(-1, chosen[..., None]) - _contrast(contrast, picked)
+    values = values.squeeze(-1).masked_fill(ended, 0.0)
+    surrogate = None
+    if recorder.output_layer is not None:
+        hidden = recorder.output_input[:, start - 1 : -1]
+        surrogate = _surrogate(recorder.output_layer, hidden, chosen[..., None], foil).squeeze(-1)
+        surrogate = surrogate.masked_fill(ended.to(surrogate.device), 0.0)
+    return Quantities(logits, values, chosen.masked_fill(ended, -1), surrogate=surrogate)
 
 
 def _real_token(position: Any, mask: torch.Tensor) -> torch.Tensor:
@@ -281,11 +329,17 @@ def _indices(target: Any, logits: torch.Tensor, name: str, label2id: dict[str, i
 
 def _contrast(contrast: Any, logits: torch.Tensor, label2id: dict[str, int] | None = None) -> torch.Tensor | float:
     """What is subtracted from the explained logits, `(batch, [positions,] 1)`, or 0."""
-    if contrast is None:
+    foil = _foil(contrast, logits, label2id)
+    if foil is None:
         return 0.0
-    if isinstance(contrast, str) and contrast == "mean":
-        return logits.mean(-1, keepdim=True)
+    return logits.mean(-1, keepdim=True) if isinstance(foil, str) else logits.gather(-1, foil)
+
+
+def _foil(contrast: Any, logits: torch.Tensor, label2id: dict[str, int] | None = None) -> torch.Tensor | str | None:
+    """None, `"mean"`, or the indices of the foils, `(batch, [positions,] 1)`."""
+    if contrast is None or isinstance(contrast, str) and contrast == "mean":
+        return contrast
     foil = _indices(contrast, logits, "contrast", label2id)
     if isinstance(contrast, str) and contrast == "all" or foil.shape[-1] != 1:
         raise ValueError("`contrast` must be 'mean' or one foil a row.")
-    return logits.gather(-1, foil)
+    return foil
