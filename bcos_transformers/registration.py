@@ -24,6 +24,7 @@ CONFIGURATIONS: dict[str, str] = {
     "gpt2": "BcosGPT2Config",
     "llama": "BcosLlamaConfig",
     "modernbert": "BcosModernBertConfig",
+    "qwen3": "BcosQwen3Config",
 }
 
 

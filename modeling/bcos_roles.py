@@ -158,6 +158,17 @@ MODERNBERT_ROLES = ArchitectureRoles(
     before_attention=("attn_norm",),
 )
 
+QWEN3_ROLES = ArchitectureRoles(
+    bcos=("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "score"),
+    query_key=("self_attn.q_proj", "self_attn.k_proj"),
+    linear=("self_attn.v_proj",),
+    lm_head=("lm_head",),
+    norm=("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm"),
+    mlp_gate=("mlp.act_fn",),
+    embeddings=(("embed_tokens", "word"),),
+    before_attention=("input_layernorm", "q_norm", "k_norm"),
+)
+
 ROLES: dict[str, ArchitectureRoles] = {
     "bcos-bert": BERT_ROLES,
     "bcos-roberta": ROBERTA_ROLES,
@@ -165,4 +176,5 @@ ROLES: dict[str, ArchitectureRoles] = {
     "bcos-gpt2": GPT2_ROLES,
     "bcos-llama": LLAMA_ROLES,
     "bcos-modernbert": MODERNBERT_ROLES,
+    "bcos-qwen3": QWEN3_ROLES,
 }
