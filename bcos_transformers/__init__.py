@@ -13,7 +13,7 @@ from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
 from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, set_b
 from bcos_transformers.modeling.bcos_explanation import BcosExplanation
 from bcos_transformers.modeling.bcos_generation import BcosGenerationExplanation, explain_generation
-from bcos_transformers.modeling.bcos_layers import explanation_mode
+from bcos_transformers.modeling.bcos_state import explanation_mode
 from bcos_transformers.registration import PUBLIC_CLASSES, register_all
 from bcos_transformers.training import BcosAnnealingCallback
 

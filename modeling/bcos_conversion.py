@@ -22,6 +22,7 @@ from .bcos_layers import (
     FrozenActivation,
     GatedActivation,
 )
+from .bcos_peft import is_bcos_lora, tuner_layer_faults
 from .bcos_roles import ROLES, ArchitectureRoles, ends_with
 
 BCOS_LAYERS = (BcosLinear, BcosConv1D)
@@ -33,6 +34,7 @@ PROJECTIONS: dict[str, dict[type, type]] = {
     "linear": {nn.Linear: BcosValueLinear},
     "query_key_value": {nn.Linear: BcosQueryKeyValueLinear, Conv1D: BcosQueryKeyValueConv1D},
 }
+INSIDE_LORA = re.compile(r"\.lora_(?:A|B|dropout|magnitude_vector)(?:\.|$)")
 CONVERTED = tuple(new for kinds in PROJECTIONS.values() for new in kinds.values())
 
 
@@ -49,7 +51,7 @@ def make_bcos(model: nn.Module, config) -> None:
     roles = ROLES[config.model_type]
     for name, module in list(model.named_modules()):
         role = roles.role_of(name)
-        if role is None or isinstance(module, nn.Identity):
+        if role is None or isinstance(module, nn.Identity) or is_bcos_lora(module):
             continue
         layer = _layer_of(name, roles)
         new = _replacement(role, module, config, config.b_of_layer(layer), roles.part_of(name))
@@ -136,11 +138,12 @@ def assert_dynamic_linear(model: nn.Module) -> None:
         for child in gate.children()
     }
     for name, module in model.named_modules():
-        if id(module) in inside_gates:
+        if id(module) in inside_gates or INSIDE_LORA.search(name):
             continue
-        fault = _fault(roles.role_of(name), module, model.config)
+        fault = _fault(roles.role_of(name.removesuffix(".base_layer")), module, model.config)
         if fault:
             faults.append(f"`{name}` ({type(module).__name__}): {fault}")
+    faults += tuner_layer_faults(model)
     if faults:
         raise ValueError(f"{type(model).__name__} is not dynamic linear. " + "; ".join(faults) + ".")
 
@@ -189,7 +192,7 @@ def _replacement(role: str, module: nn.Module, config, b: float, part: str | Non
         return module if isinstance(module, FrozenActivation) else FrozenActivation(module)
     if role == "identity":
         return nn.Identity()
-    if isinstance(module, BcosEmbedding):
+    if isinstance(module, BcosEmbedding) or not isinstance(module, nn.Embedding):
         return module
     new = BcosEmbedding(module.num_embeddings, module.embedding_dim, module.padding_idx, device="meta")
     new.weight, new.part = module.weight, part

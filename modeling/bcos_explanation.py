@@ -13,7 +13,8 @@ from .bcos_attention import FrozenAttention
 from .bcos_conversion import only_last_layer_is_marked
 from .bcos_eval_mode import evaluation_mode
 from .bcos_inputs import check_inputs
-from .bcos_layers import EmbeddingRecorder, explanation_mode
+from .bcos_peft import tuner_layer_faults
+from .bcos_state import EmbeddingRecorder, explanation_mode
 from .bcos_targets import Quantities, explained_quantities
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,13 @@ class BcosExplanationMixin:
         """Splits what `quantities_of(model, output, inputs, mask, recorder)` reads from the model's output."""
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        faults = tuner_layer_faults(self)
+        if faults:
+            raise ValueError(
+                f"{type(self).__name__} cannot be explained exactly: {'; '.join(faults)}. LoRA (`LoraConfig`) goes "
+                "inside of B-cos layers if peft is asked for it after this model's code was imported; other kinds of "
+                "adapters have to be merged or unloaded first."
+            )
         recorder = EmbeddingRecorder(self)
         with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(self):
             given, mask = check_inputs(self, inputs)

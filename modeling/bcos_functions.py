@@ -79,6 +79,20 @@ def bcos_output(x: torch.Tensor, weight: torch.Tensor, b: float, normalize_weigh
     return linear.to(x.dtype)
 
 
+def bcos_of_product(
+    x: torch.Tensor, product: torch.Tensor, weight: torch.Tensor, b: float, normalize_weights: bool
+) -> torch.Tensor:
+    """The layer written out, for a `product` that is not simply `x·wᵀ`; differentiated by autograd."""
+    inverse_w = _wide(weight).square().sum(-1).clamp_min(torch.finfo(_wide(weight).dtype).tiny).rsqrt()
+    wide = _wide(product)
+    linear = wide * inverse_w if normalize_weights else wide
+    if b != 1.0:
+        inverse_x = (_wide(x).square().sum(-1, keepdim=True) + NORM_EPS).rsqrt()
+        cosine = (wide * inverse_w * inverse_x).abs()
+        linear = linear * (cosine if b == 2.0 else (cosine + COS_EPS) ** (b - 1.0))
+    return linear.to(product.dtype)
+
+
 def frozen_weight_rows(x: torch.Tensor, rows: torch.Tensor, b: float, normalize_weights: bool) -> torch.Tensor:
     """Rows of the layer's dynamic matrix at `x` `(..., in)` that belong to the weights `rows` `(..., n, in)`."""
     wide_x, wide_rows = _wide(x).unsqueeze(-2), _wide(rows)

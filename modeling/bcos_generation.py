@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .bcos_eval_mode import evaluation_mode
-from .bcos_layers import EmbeddingRecorder
 from .bcos_model import BcosModelMixin
+from .bcos_state import EmbeddingRecorder
 from .bcos_targets import Quantities, generated_token_quantities
 
 
@@ -66,7 +66,11 @@ class BcosCausalLMMixin(BcosModelMixin):
             return generated_token_quantities(output.logits, sequences, mask, start, recorder, contrast)
 
         out = self._explain(
-            {"input_ids": sequences, "attention_mask": mask}, quantities, parts, chunk_size, allow_large
+            {"input_ids": sequences, "attention_mask": mask, "use_cache": False},
+            quantities,
+            parts,
+            chunk_size,
+            allow_large,
         )
         return BcosGenerationExplanation(
             sequences=sequences,

@@ -57,8 +57,6 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
     gaps = not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any()
     if model.explanation_task == "causal-lm" and "position_ids" not in inputs and gaps:
         inputs["position_ids"] = positions_of_real_tokens(mask)
-    if "use_cache" in known:
-        inputs["use_cache"] = False
     # Tensors made under `torch.inference_mode()` cannot take part in a gradient; their copies can.
     inputs = {n: v.clone() if torch.is_tensor(v) and v.is_inference() else v for n, v in inputs.items()}
     return inputs, mask

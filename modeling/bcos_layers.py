@@ -8,9 +8,7 @@ Sources: B-cos networks (arXiv 2205.10268, eq. 3), B-cos LM (arXiv 2502.12992, s
 """
 
 import numbers
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -27,82 +25,7 @@ from .bcos_functions import (
     frozen_weight_mean,
     frozen_weight_rows,
 )
-
-
-class _ExplanationState(threading.local):
-    """What a layer needs to know about the explanation that its own thread is computing."""
-
-    active: bool = False
-    recorder: "EmbeddingRecorder | None" = None
-    first_token_only: bool = False
-
-
-_STATE = _ExplanationState()
-
-
-class EmbeddingRecorder:
-    """Collects the embeddings of one forward pass; the word embeddings become the leaf of the gradient.
-
-    Args:
-        model: record the embeddings of this model only, not of others that run inside its forward pass.
-
-    Attributes:
-        leaf (`torch.Tensor | None`): word embeddings, `(batch, tokens, hidden)`, requires grad.
-        parts (`dict[str, torch.Tensor]`): every recorded embedding by part name, detached; broadcastable to the leaf.
-        output_layer (`nn.Module | None`): output layer of a language model; its logits then have no graph.
-        output_input (`torch.Tensor | None`): what it was given, `(batch, tokens, hidden)`, in the graph.
-    """
-
-    def __init__(self, model: nn.Module | None = None) -> None:
-        self.leaf: torch.Tensor | None = None
-        self.parts: dict[str, torch.Tensor] = {}
-        self.output_layer: nn.Module | None = None
-        self.output_input: torch.Tensor | None = None
-        self._own = set() if model is None else {id(module) for module in model.modules()}
-
-    def listens_to(self, module: nn.Module) -> bool:
-        """Whether `module` belongs to the model that is explained; any does if no model was named."""
-        return not self._own or id(module) in self._own
-
-    def record(self, part: str, embeddings: torch.Tensor) -> torch.Tensor:
-        """Remembers `embeddings` and returns what the forward pass shall go on with."""
-        value = embeddings.detach()
-        if part == "word" and self.leaf is not None:
-            part = "token_type"  # GPT-2 looks its token types up in the word embeddings
-        self.parts[part] = value
-        if part != "word":
-            return value
-        self.leaf = value.clone().requires_grad_(True)
-        return self.leaf
-
-    def record_output(self, layer: nn.Module, input: torch.Tensor) -> None:
-        """Remembers the output layer, so that single logits can be differentiated without all the others."""
-        self.output_layer, self.output_input = layer, input
-
-
-@contextmanager
-def explanation_mode(recorder: EmbeddingRecorder | None = None, first_token_only: bool = False) -> Iterator[None]:
-    """Freezes the dynamic matrices of all B-cos layers for the current thread.
-
-    Re-entrant, exception-safe, and invisible to other threads. Forward values do not change; only what is
-    differentiated does. The backward pass may run after the block has been left.
-
-    Args:
-        recorder: if given, embedding layers hand their outputs to it.
-        first_token_only: promise that only the first token of the last layer's output will be differentiated, which
-            spares that layer the work for the others.
-    """
-    before = (_STATE.active, _STATE.recorder, _STATE.first_token_only)
-    _STATE.active, _STATE.recorder, _STATE.first_token_only = True, recorder, first_token_only
-    try:
-        yield
-    finally:
-        _STATE.active, _STATE.recorder, _STATE.first_token_only = before
-
-
-def is_explaining() -> bool:
-    """Whether explanation mode is on in the current thread."""
-    return _STATE.active
+from .bcos_state import STATE
 
 
 class BcosLinear(nn.Linear):
@@ -136,7 +59,11 @@ class BcosLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if _records_output(self, input):
             return bcos_output(input.detach(), self.weight.detach(), self.b, self.normalize_weights)
-        return _bcos_linear(self, input, self.weight)
+        return self.apply_weight(input, self.weight)
+
+    def apply_weight(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The layer with another weight of the same shape, such as the layer's own with an adapter's update."""
+        return _bcos_linear(self, input, weight)
 
     def frozen_rows(self, input: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """See `BcosValueLinear.frozen_rows`."""
@@ -164,7 +91,11 @@ class BcosConv1D(Conv1D):
         self.normalize_weights = bool(normalize_weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _bcos_linear(self, x, self.weight.t())
+        return self.apply_weight(x, self.weight)
+
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See `BcosLinear.apply_weight`."""
+        return _bcos_linear(self, x, weight.t())
 
     def __repr__(self) -> str:
         return f"BcosConv1D(nf={self.nf}, nx={self.nx}, b={self.b:g}, normalize_weights={self.normalize_weights})"
@@ -178,10 +109,18 @@ class BcosQueryKeyLinear(nn.Linear):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not _STATE.active:
-            return super().forward(input)
+        return self.apply_weight(input, self.weight)
+
+    def apply_weight(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See `BcosLinear.apply_weight`."""
+        if not STATE.active:
+            return F.linear(input, weight, self.bias)
         with torch.no_grad():
-            return super().forward(input)
+            return F.linear(input, weight, self.bias)
+
+    def used_bias(self) -> torch.Tensor | None:
+        """The bias (`config.qk_bias`), or None."""
+        return self.bias
 
 
 class BcosValueLinear(nn.Linear):
@@ -195,7 +134,11 @@ class BcosValueLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if _records_output(self, input):
             input = input.detach()
-        return F.linear(input, self.weight.detach() if _STATE.active else self.weight)
+        return self.apply_weight(input, self.weight)
+
+    def apply_weight(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See `BcosLinear.apply_weight`."""
+        return F.linear(input, weight.detach() if STATE.active else weight)
 
     def frozen_rows(self, input: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """Rows of the dynamic matrix at `input` `(..., hidden)`: their inner products with it are the outputs.
@@ -219,7 +162,15 @@ class BcosQueryKeyValueLinear(nn.Linear):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _query_key_value(input, self.weight, self.bias)
+        return self.apply_weight(input, self.weight)
+
+    def apply_weight(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See `BcosLinear.apply_weight`."""
+        return _query_key_value(input, weight, self.used_bias())
+
+    def used_bias(self) -> torch.Tensor | None:
+        """The bias with zeros in the place of the values, or None."""
+        return _query_key_bias(self.bias)
 
 
 class BcosQueryKeyValueConv1D(Conv1D):
@@ -229,7 +180,15 @@ class BcosQueryKeyValueConv1D(Conv1D):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _query_key_value(x, self.weight.t(), self.bias)
+        return self.apply_weight(x, self.weight)
+
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See `BcosLinear.apply_weight`."""
+        return _query_key_value(x, weight.t(), self.used_bias())
+
+    def used_bias(self) -> torch.Tensor | None:
+        """See `BcosQueryKeyValueLinear.used_bias`."""
+        return _query_key_bias(self.bias)
 
 
 class BcosLayerNorm(nn.LayerNorm):
@@ -238,10 +197,10 @@ class BcosLayerNorm(nn.LayerNorm):
     tokenwise_in_last_layer: bool = False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not _STATE.active:
+        if not STATE.active:
             return super().forward(input)
         weight = None if self.weight is None else self.weight.detach()
-        first = self.tokenwise_in_last_layer and _STATE.first_token_only
+        first = self.tokenwise_in_last_layer and STATE.first_token_only
         return FrozenLayerNormFunction.apply(input, weight, self.normalized_shape, self.eps, first)
 
 
@@ -262,7 +221,7 @@ class BcosRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        source, weight = (wide.detach(), self.weight.detach()) if _STATE.active else (wide, self.weight)
+        source, weight = (wide.detach(), self.weight.detach()) if STATE.active else (wide, self.weight)
         inverse_rms = torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return weight * (wide * inverse_rms).to(hidden_states.dtype)
 
@@ -312,9 +271,9 @@ class GatedActivation(nn.Module):
         self.gate_at_zero = gate_at_zero
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not _STATE.active:
+        if not STATE.active:
             return self.activation(input)
-        first = self.tokenwise_in_last_layer and _STATE.first_token_only
+        first = self.tokenwise_in_last_layer and STATE.first_token_only
         factor = getattr(input.grad_fn, "factor", None) if self.follows_bcos_layer else None
         return FrozenGateFunction.apply(input, self.activation, self.gate_at_zero, first, factor)
 
@@ -331,7 +290,7 @@ class FrozenActivation(nn.Module):
         self.activation = activation
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.activation(input.detach() if _STATE.active else input)
+        return self.activation(input.detach() if STATE.active else input)
 
 
 class BcosEmbedding(nn.Embedding):
@@ -340,7 +299,7 @@ class BcosEmbedding(nn.Embedding):
     part: str = "word"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        recorder = _STATE.recorder
+        recorder = STATE.recorder
         if recorder is None or not recorder.listens_to(self):
             return super().forward(input)
         with torch.no_grad():
@@ -361,26 +320,32 @@ def check_b(b: float, name: str = "b") -> float:
 
 
 def _records_output(layer: "BcosLinear | BcosValueLinear", input: torch.Tensor) -> bool:
-    recorder = _STATE.recorder
+    recorder = STATE.recorder
     if not layer.is_output_layer or recorder is None or not recorder.listens_to(layer):
+        return False
+    if hasattr(layer, "_hf_hook"):  # accelerate may have sent the weight back to disk when the recorder is asked
         return False
     recorder.record_output(layer, input)
     return True
 
 
 def _bcos_linear(layer: "BcosLinear | BcosConv1D", x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    if not _STATE.active:
+    if not STATE.active:
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return BcosLinearFunction.apply(x, weight, layer.b, layer.normalize_weights)
         return bcos_output(x, weight, layer.b, layer.normalize_weights)
-    first = layer.tokenwise_in_last_layer and _STATE.first_token_only
+    first = layer.tokenwise_in_last_layer and STATE.first_token_only
     return FrozenBcosLinearFunction.apply(x, weight.detach(), layer.b, layer.normalize_weights, first)
 
 
 def _query_key_value(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    values = len(weight) // 3
-    if bias is not None:
-        bias = F.pad(bias[:-values], (0, values))
-    if not _STATE.active:
+    if not STATE.active:
         return F.linear(x, weight, bias)
-    return FrozenQueryKeyFunction.apply(x, weight.detach(), bias, len(weight) - values)
+    return FrozenQueryKeyFunction.apply(x, weight.detach(), bias, 2 * (len(weight) // 3))
+
+
+def _query_key_bias(bias: torch.Tensor | None) -> torch.Tensor | None:
+    if bias is None:
+        return None
+    values = len(bias) // 3
+    return F.pad(bias[:-values], (0, values))

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from .bcos_conversion import make_bcos
 from .bcos_explanation import BcosExplanationMixin
+from .bcos_peft import HOW_TO_SAVE_THE_BASE, has_adapters, state_dict_without_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +37,65 @@ class BcosModelMixin(BcosExplanationMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves weights, configuration and the code that loads them without this package (`auto_map`).
 
-        See `transformers.PreTrainedModel.save_pretrained` for the arguments.
+        A model inside a `PeftModel` is saved without its adapters: the base that they are reloaded on. See
+        `transformers.PreTrainedModel.save_pretrained` for the arguments.
 
         Raises:
             NotADirectoryError: `save_directory` is a file.
-            ValueError: the configuration has become invalid.
+            ValueError: the configuration has become invalid; an adapter is merged into the weights; or an adapter that
+                transformers manages (`add_adapter`) is to be saved before its base.
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"A model is saved to a directory, but {str(save_directory)!r} is a file.")
         self.config.check_bcos_fields()
+        saves_adapter = getattr(self, "_hf_peft_config_loaded", False)
+        if saves_adapter:
+            self._check_base_is_saved()
+        elif has_adapters(self) and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = state_dict_without_adapters(self)
         self.config.auto_map = dict(self.config.bcos_auto_map)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if not saves_adapter:
+            self._remember_where_saved(os.path.abspath(save_directory))
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Uploads the model with its code; see `transformers.PreTrainedModel.push_to_hub`."""
+        before = (self.name_or_path, getattr(self, "_saved_to", None))
+        try:
+            pushed = super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.name_or_path, self._saved_to = before  # on the way it was saved to a folder that is gone again
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            self._remember_where_saved(getattr(getattr(pushed, "repo_url", None), "repo_id", None) or repo_id)
+        return pushed
+
+    def _remember_where_saved(self, place: str) -> None:
+        """Adapters record `name_or_path` as their base: where this B-cos model can be found, once that is known."""
+        if self.name_or_path in ("", getattr(self, "_saved_to", None)):
+            self.name_or_path = self._saved_to = place
+
+    def _check_base_is_saved(self) -> None:
+        if has_adapters(self) and not self.name_or_path:
+            raise ValueError(f"This adapter's base model has not been saved. {HOW_TO_SAVE_THE_BASE}")
+
+    @property
+    def model_tags(self) -> list[str] | None:
+        """Tags for model cards.
+
+        The first that a `PeftModel` reads of its base when it is saved, before it writes anything: an adapter whose base
+        was never saved could not be reloaded, and is refused here.
+        """
+        self._check_base_is_saved()
+        return getattr(self, "_model_tags", None)
+
+    @model_tags.setter
+    def model_tags(self, tags: list[str] | None) -> None:
+        self._model_tags = tags
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Adds tags for model cards."""
+        tags = [tags] if isinstance(tags, str) else tags
+        self._model_tags = list(dict.fromkeys([*(getattr(self, "_model_tags", None) or []), *tags]))
 
 
 def init_head_around(model: PreTrainedModel, base: type[PreTrainedModel], config) -> None:

@@ -64,7 +64,6 @@ def ends_with(name: str, ending: str) -> bool:
 
 BERT_ROLES = ArchitectureRoles(
     bcos=(
-        "attention.output.dense",
         "intermediate.dense",
         "output.dense",
         "pooler.dense",
@@ -88,7 +87,6 @@ BERT_ROLES = ArchitectureRoles(
 
 ROBERTA_ROLES = ArchitectureRoles(
     bcos=(
-        "attention.output.dense",
         "intermediate.dense",
         "output.dense",
         "pooler.dense",

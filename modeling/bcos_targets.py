@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .bcos_layers import EmbeddingRecorder
+from .bcos_state import EmbeddingRecorder
 
 
 @dataclass

@@ -47,6 +47,11 @@ class BcosConfigMixin:
     def check_bcos_fields(self) -> None:
         """Normalises the B-cos fields and refuses invalid values; called again wherever a model is built or saved."""
         self.b = check_b(self.b)
+        if getattr(self, "quantization_config", None) is not None:
+            raise ValueError(
+                "B-cos models cannot be quantized: their layers need the norms of the weights. Load the model in "
+                "float32, bfloat16 or float16, without `quantization_config`."
+            )
         if self.b_per_layer is not None:
             if not isinstance(self.b_per_layer, (list, tuple)):
                 raise ValueError(f"`b_per_layer` must be a list with one B per layer, got {self.b_per_layer!r}.")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bcos_transformers import BcosBertModel, explanation_mode
-from bcos_transformers.modeling.bcos_layers import BcosLinear, EmbeddingRecorder, is_explaining
+from bcos_transformers.modeling.bcos_layers import BcosLinear
+from bcos_transformers.modeling.bcos_state import EmbeddingRecorder, is_explaining
 from conftest import HEADS, batch, bcos_model, relative_residual
 
 EVERY = {"sequence-classification": "all", "token-classification": "all", "question-answering": "all"}

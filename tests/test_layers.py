@@ -13,9 +13,8 @@ from bcos_transformers.modeling.bcos_layers import (
     BcosQueryKeyLinear,
     BcosRMSNorm,
     GatedActivation,
-    explanation_mode,
-    is_explaining,
 )
+from bcos_transformers.modeling.bcos_state import explanation_mode, is_explaining
 
 B_VALUES = [1.0, 1.1, 1.25, 1.5, 2.0, 2.5]
 
