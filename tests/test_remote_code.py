@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import ALL, tiny_inputs, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import bcos_transformers
 from bcos_transformers.registration import ARCHITECTURES
-from conftest import HEADS, batch, bcos_model
+from conftest import bcos_model
 
 MODELING = Path(bcos_transformers.modeling.__path__[0])
 BLOCK = """
@@ -38,21 +39,25 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_every_head_in_a_process_without_the_package(tmp_path, tokenizer):
+def test_every_architecture_and_head_in_a_process_without_the_package(tmp_path, tokenizer):
     lines = []
-    for task in ("base", *HEADS):
-        model = bcos_model(task).float()
-        path = tmp_path / task
+    for name, task in ALL:
+        model = tiny_model(name, task).float()
+        path = tmp_path / f"{name}-{task}"
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
         assert not [entry for entry in path.iterdir() if entry.is_dir()]
-        inputs = batch(task=task)
+        inputs = tiny_inputs(model)
         with torch.no_grad():
             wanted = {"output": model(**inputs)[0], "inputs": inputs}
         if task != "base":
             wanted["contributions"] = model.explain(**inputs).contributions
+        if task == "causal-lm":
+            prompt = {key: value[:1] for key, value in inputs.items()}
+            wanted["prompt"] = prompt
+            wanted["generation"] = model.explain_generation(prompt, max_new_tokens=4, do_sample=False).contributions
         torch.save(wanted, path / "wanted.pt")
-        lines.append(f"check({task!r}, {model._auto_class!r})")
+        lines.append(f"check({path.name!r}, {model._auto_class!r})")
     code = """
 def check(task, auto_class):
     auto = getattr(transformers, auto_class)
@@ -60,9 +65,12 @@ def check(task, auto_class):
     wanted = torch.load(task + "/wanted.pt")
     with torch.no_grad():
         assert torch.equal(model(**wanted["inputs"])[0], wanted["output"]), task
-    if task != "base":
+    if "contributions" in wanted:
         got = model.explain(**wanted["inputs"]).contributions
         assert torch.equal(got, wanted["contributions"]), task
+    if "generation" in wanted:
+        got = model.explain_generation(wanted["prompt"], max_new_tokens=4, do_sample=False).contributions
+        assert torch.equal(got, wanted["generation"]), task
     assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
     sys.modules[type(model).__module__.rpartition(".")[0] + ".bcos_conversion"].assert_dynamic_linear(model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(task, trust_remote_code=True)
@@ -75,13 +83,18 @@ def check(task, auto_class):
     assert "all equal" in result.stdout, result.stderr[-2000:]
 
 
-def test_every_head_is_in_the_auto_map_and_exists(tmp_path):
-    bcos_model().save_pretrained(tmp_path)
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_head_is_in_the_auto_map_and_exists(name, tmp_path):
+    tiny_model(name, "sequence-classification").save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig"} | {m._auto_class for m in ARCHITECTURES["bert"].models.values()}
+    assert set(auto_map) == {"AutoConfig"} | {m._auto_class for m in ARCHITECTURES[name].models.values()}
     for reference in auto_map.values():
-        module, _, name = reference.partition(".")
-        assert name in (tmp_path / f"{module}.py").read_text()
+        module, _, cls = reference.partition(".")
+        assert f"class {cls}(" in (tmp_path / f"{module}.py").read_text()
+
+
+def test_the_base_model_of_a_saved_head(tmp_path):
+    bcos_model().save_pretrained(tmp_path)
     result = run("print(type(transformers.AutoModel.from_pretrained('.', trust_remote_code=True)).__name__)", tmp_path)
     assert result.stdout.strip() == "BcosBertModel", result.stderr[-2000:]
 
