@@ -86,7 +86,7 @@ def state_dict_without_adapters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 if lora is not None:
 
-    class BcosLoraLayer(lora.Linear):
+    class BcosLoraLinear(lora.Linear):
         """peft's LoRA layer, with the update inside of the layer that it adapts.
 
         Raises:
@@ -169,14 +169,18 @@ if lora is not None:
         )
 
     LORA_LAYERS: dict[type, Any] = {
-        BcosLinear: BcosLoraLayer,
-        BcosConv1D: BcosLoraLayer,
-        BcosQueryKeyLinear: BcosLoraLayer,
-        BcosValueLinear: BcosLoraLayer,
-        BcosQueryKeyValueLinear: BcosLoraLayer,
-        BcosQueryKeyValueConv1D: BcosLoraLayer,
+        BcosLinear: BcosLoraLinear,
+        BcosConv1D: BcosLoraLinear,
+        BcosQueryKeyLinear: BcosLoraLinear,
+        BcosValueLinear: BcosLoraLinear,
+        BcosQueryKeyValueLinear: BcosLoraLinear,
+        BcosQueryKeyValueConv1D: BcosLoraLinear,
         BcosEmbedding: _refuse_embedding,
     }
+
+    # Heads that peft's task classes train whole (`modules_to_save`), where they say so only after the dispatch. peft
+    # matches ends of names, so that "classifier" means DistilBERT's "pre_classifier" too.
+    HEADS_TRAINED_WHOLE = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
     def _install() -> None:
         """Lets peft's LoRA dispatch know our layer classes; every other class goes where it went before.
@@ -195,8 +199,9 @@ if lora is not None:
             layer = create.bcos_layers.get(type(base))
             if layer is None:
                 return dispatch(lora_config, adapter_name, target, **kwargs)
-            if kwargs["target_name"].endswith(tuple(lora_config.modules_to_save or ())):
-                return target  # will be trained whole: peft matches ends of names, so "classifier" is "pre_classifier" too
+            whole = (*(lora_config.modules_to_save or ()), *HEADS_TRAINED_WHOLE.get(lora_config.task_type, ()))
+            if kwargs["target_name"].endswith(whole):
+                return target
             kwargs.pop("device_map", None)
             return layer(target, adapter_name, config=lora_config, **kwargs)
 
