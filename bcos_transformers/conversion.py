@@ -180,6 +180,8 @@ def _bcos_config(config_class, name_or_path, source: dict[str, Any], overrides: 
             close = difflib.get_close_matches(name, sorted(known | LOADING_ARGUMENTS), n=1) or [
                 known_name for known_name in known if known_name.lower() == name.lower()
             ]
+            if name in ("rope_theta", "rope_scaling"):
+                close = ["rope_parameters"]  # its successor in transformers 5
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(
                 f"{name!r} is neither a field of {config_class.__name__} nor a loading option of from_pretrained.{hint}"

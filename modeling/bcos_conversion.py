@@ -22,7 +22,7 @@ from .bcos_layers import (
     FrozenActivation,
     GatedActivation,
 )
-from .bcos_peft import is_bcos_lora, tuner_layer_faults
+from .bcos_peft import is_bcos_lora, refuse_virtual_tokens, tuner_layer_faults
 from .bcos_roles import ROLES, ArchitectureRoles, ends_with
 
 BCOS_LAYERS = (BcosLinear, BcosConv1D)
@@ -49,9 +49,11 @@ def make_bcos(model: nn.Module, config) -> None:
         ValueError: the result would not be dynamic linear, or an activation cannot be written as `x · gate(x)`.
     """
     roles = ROLES[config.model_type]
+    inside_gates = _inside_gates(model)
     for name, module in list(model.named_modules()):
         role = roles.role_of(name)
-        if role is None or isinstance(module, nn.Identity) or is_bcos_lora(module):
+        done = isinstance(module, nn.Identity) or is_bcos_lora(module) or id(module) in inside_gates
+        if role is None or done:
             continue
         layer = _layer_of(name, roles)
         new = _replacement(role, module, config, config.b_of_layer(layer), roles.part_of(name))
@@ -123,6 +125,7 @@ def assert_dynamic_linear(model: nn.Module) -> None:
         ValueError: a module was left unconverted, a bias was left behind, or the model is not a B-cos model. The
             message names the modules.
     """
+    refuse_virtual_tokens(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in ROLES:
         raise ValueError(
@@ -131,12 +134,7 @@ def assert_dynamic_linear(model: nn.Module) -> None:
         )
     roles = ROLES[model_type]
     faults = []
-    inside_gates = {
-        id(child)
-        for gate in model.modules()
-        if isinstance(gate, (GatedActivation, FrozenActivation))
-        for child in gate.children()
-    }
+    inside_gates = _inside_gates(model)
     for name, module in model.named_modules():
         if id(module) in inside_gates or INSIDE_LORA.search(name):
             continue
@@ -148,6 +146,12 @@ def assert_dynamic_linear(model: nn.Module) -> None:
         raise ValueError(f"{type(model).__name__} is not dynamic linear. " + "; ".join(faults) + ".")
 
 
+def _inside_gates(model: nn.Module) -> set[int]:
+    """Identities of the functions inside activations that explanation mode freezes."""
+    gates = [module for module in model.modules() if isinstance(module, (GatedActivation, FrozenActivation))]
+    return {id(child) for gate in gates for child in gate.modules() if child is not gate}
+
+
 def _fault(role: str | None, module: nn.Module, config) -> str | None:
     """What makes `module` break dynamic linearity, or None."""
     keeps_bias = role in ("query_key", "query_key_value") and config.qk_bias
@@ -157,6 +161,9 @@ def _fault(role: str | None, module: nn.Module, config) -> str | None:
         return None if type(module) in CONVERTED else "a linear layer that was not converted"
     if isinstance(module, nn.Embedding):
         return None if isinstance(module, BcosEmbedding) else "an embedding that explanations cannot record"
+    if isinstance(module, (GatedActivation, FrozenActivation)):
+        nested = any(isinstance(child, GatedActivation | FrozenActivation) for child in module.children())
+        return "an activation whose gate would freeze twice" if nested else None
     if "Norm" in type(module).__name__ and not isinstance(module, NORMS):
         return "a normalisation that was not converted"
     if role == "gate" and not isinstance(module, GatedActivation):

@@ -119,8 +119,8 @@ class BcosExplanationMixin:
         allow_large: bool,
     ) -> BcosExplanation:
         """Splits what `quantities_of(model, output, inputs, mask, recorder)` reads from the model's output."""
-        if chunk_size < 1:
-            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be an integer of at least 1, got {chunk_size!r}.")
         faults = tuner_layer_faults(self)
         if faults:
             raise ValueError(
@@ -137,6 +137,12 @@ class BcosExplanationMixin:
             with FrozenAttention(), explanation_mode(recorder, first_token_only):
                 # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                 output = self._call_impl(**{**given, "return_dict": True})
+            if recorder.leaf is None:
+                raise ValueError(
+                    f"The input embeddings of {type(self).__name__} are not B-cos embeddings (any more), so they cannot be "
+                    "explained. Exchange embeddings by `model.set_input_embeddings` or `resize_token_embeddings` of the "
+                    "whole model."
+                )
             quantities = quantities_of(self, output, given, mask, recorder)
             count = quantities.values[0].numel()
             if count > MAX_TARGETS and not allow_large:

@@ -1,14 +1,17 @@
 """Why each generated token was generated: one forward pass over the finished text explains all of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils import ModelOutput
 
 from .bcos_eval_mode import evaluation_mode
+from .bcos_inputs import check_inputs, position_limit
 from .bcos_model import BcosModelMixin
+from .bcos_peft import refuse_virtual_tokens
 from .bcos_state import EmbeddingRecorder
 from .bcos_targets import Quantities, generated_token_quantities
 
@@ -53,13 +56,18 @@ class BcosCausalLMMixin(BcosModelMixin):
         **generate_kwargs: Any,
     ) -> BcosGenerationExplanation:
         """Generates a continuation and explains every token of it; see `explain_generation`."""
-        prompt = _prompt(self, inputs)
+        settings = _Settings(self, generate_kwargs)
+        prompt = _prompt(self, inputs, settings)
+        start = prompt["input_ids"].shape[1]
+        _check_room(self, start, settings)
+        criteria = _recording_criteria(settings)
+        if criteria:
+            generate_kwargs = {**generate_kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
         with evaluation_mode(self):
             output = self.generate(**prompt, **generate_kwargs)
         sequences = output if torch.is_tensor(output) else output.sequences
-        start = prompt["input_ids"].shape[1]
         mask = prompt["attention_mask"].repeat_interleave(len(sequences) // len(prompt["input_ids"]), dim=0)
-        ended = _ended(self, sequences[:, start:], generate_kwargs)
+        ended = _ended(sequences, start, settings, criteria)
         mask = torch.cat((mask, (~ended).to(mask.dtype)), dim=1)
 
         def quantities(model, output, inputs, mask: torch.Tensor, recorder: EmbeddingRecorder) -> Quantities:
@@ -99,13 +107,15 @@ def explain_generation(model: PreTrainedModel, inputs: Any, **kwargs: Any) -> Bc
             1,000 new tokens); everything else goes to `model.generate`.
 
     Raises:
-        TypeError: `model` is not a B-cos causal language model.
-        ValueError: a prompt that is empty, padded on the right, or given as embeddings.
+        TypeError: `model` is not a B-cos causal language model; the prompt is not made of tensors.
+        ValueError: a prompt that is empty, padded on the right, given as embeddings, or that leaves no room for the new
+            tokens; see also `explain`.
 
     Example:
         >>> out = explain_generation(model, tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=20)
         >>> out.contributions[0, 3]  # why the fourth new token
     """
+    refuse_virtual_tokens(model)
     method = getattr(model, "explain_generation", None)
     if method is None:
         raise TypeError(
@@ -115,26 +125,75 @@ def explain_generation(model: PreTrainedModel, inputs: Any, **kwargs: Any) -> Bc
     return method(inputs, **kwargs)
 
 
-def _prompt(model: PreTrainedModel, inputs: Any) -> dict[str, torch.Tensor]:
+class _Settings:
+    """What `generate` goes by: its arguments, else the given `GenerationConfig`, else the model's own."""
+
+    def __init__(self, model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> None:
+        self.kwargs = generate_kwargs
+        self.sources = [generate_kwargs.get("generation_config"), model.generation_config]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.kwargs:
+            return self.kwargs[name]
+        found = (getattr(source, name, None) for source in self.sources)
+        return next((value for value in found if value is not None), None)
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids of the tokens that end a continuation."""
+        ends = self.eos_token_id
+        ends = ends.tolist() if torch.is_tensor(ends) else ends
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+class _RecordingCriterion(StoppingCriteria):
+    """Remembers at how many tokens another criterion stopped each row."""
+
+    def __init__(self, criterion: Any) -> None:
+        self.criterion = criterion
+        self.lengths: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        done = self.criterion(input_ids, scores, **kwargs)
+        rows = torch.as_tensor(done, device=input_ids.device).expand(len(input_ids))
+        if self.lengths is None:
+            self.lengths = torch.full_like(input_ids[:, 0], torch.iinfo(torch.long).max)
+        if len(self.lengths) == len(rows):
+            self.lengths = torch.where(rows, self.lengths.clamp_max(input_ids.shape[1]), self.lengths)
+        return done
+
+
+def _recording_criteria(settings: _Settings) -> list[_RecordingCriterion]:
+    criteria = [_RecordingCriterion(criterion) for criterion in settings.kwargs.get("stopping_criteria") or ()]
+    tokenizer = settings.kwargs.get("tokenizer")
+    if settings.stop_strings is not None and tokenizer is not None:
+        criteria.append(_RecordingCriterion(StopStringCriteria(tokenizer, settings.stop_strings)))
+    return criteria
+
+
+def _prompt(model: PreTrainedModel, inputs: Any, settings: _Settings) -> dict[str, torch.Tensor]:
     """The prompt as `input_ids` and `attention_mask`, checked."""
+    if not torch.is_tensor(inputs) and not isinstance(inputs, Mapping):
+        raise TypeError(
+            "`inputs` must be the tokenizer's output (tokenizer(text, return_tensors='pt')) or the ids as a tensor, got "
+            f"{type(inputs).__name__}."
+        )
     given = {"input_ids": inputs} if torch.is_tensor(inputs) else dict(inputs)
     given.pop("token_type_ids", None)  # `generate` would have none for the new tokens
     unknown = given.keys() - {"input_ids", "attention_mask"}
-    ids = given.get("input_ids")
-    if not torch.is_tensor(ids) or unknown:
+    if given.get("input_ids") is None or unknown:
         raise ValueError(
             "`inputs` must be the tokenizer's output (return_tensors='pt') with `input_ids` and `attention_mask`; "
             f"got {', '.join(sorted(given)) or 'nothing'}."
         )
-    if ids.dim() != 2 or ids.numel() == 0:
-        raise ValueError(f"`input_ids` must have the shape (batch, tokens) and not be empty, got {tuple(ids.shape)}.")
-    mask = given.get("attention_mask")
-    if mask is None:
+    ids, mask = given["input_ids"], given.get("attention_mask")
+    if mask is None and torch.is_tensor(ids):
         # As `generate` infers it.
-        padding, ends = model.generation_config.pad_token_id, _end_tokens(model, {})
-        mask = torch.ones_like(ids) if padding is None or padding in ends else (ids != padding).long()
-    if not mask[:, -1].bool().all():
-        rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
+        padding = settings.pad_token_id
+        mask = torch.ones_like(ids) if padding is None or padding in settings.ends else (ids != padding).long()
+    _, real = check_inputs(model, {"input_ids": ids, "attention_mask": mask})
+    if not real[:, -1].all():
+        rows = (~real[:, -1]).nonzero().flatten().tolist()
         raise ValueError(
             f"Rows {rows} are padded on the right, so the continuation would follow padding. "
             "Pad on the left: tokenizer.padding_side = 'left'."
@@ -142,22 +201,28 @@ def _prompt(model: PreTrainedModel, inputs: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _end_tokens(model: PreTrainedModel, generate_kwargs: dict[str, Any]) -> list[int]:
-    config = generate_kwargs.get("generation_config") or model.generation_config
-    ends = generate_kwargs.get("eos_token_id", config.eos_token_id)
-    if torch.is_tensor(ends):
-        ends = ends.tolist()
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+def _check_room(model: PreTrainedModel, start: int, settings: _Settings) -> None:
+    """Position embeddings run out in the middle of `generate`; better say so before."""
+    limit, new = position_limit(model), settings.max_new_tokens
+    if limit is not None and new is not None and start + new > limit:
+        raise ValueError(
+            f"A prompt of {start} tokens and {new} new ones are more than the {limit} positions of {type(model).__name__}. "
+            "Shorten the prompt or lower `max_new_tokens`."
+        )
 
 
-def _ended(model: PreTrainedModel, new: torch.Tensor, generate_kwargs: dict[str, Any]) -> torch.Tensor:
-    """Which of the new tokens `(batch, new)` come after the end of their continuation."""
-    ends = _end_tokens(model, generate_kwargs)
-    config = generate_kwargs.get("generation_config") or model.generation_config
-    padding = generate_kwargs.get("pad_token_id", config.pad_token_id)
-    is_end = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
+def _ended(
+    sequences: torch.Tensor, start: int, settings: _Settings, criteria: list[_RecordingCriterion]
+) -> torch.Tensor:
+    """Which of the new tokens, `(batch, new)`, only fill up a continuation that has ended."""
+    new = sequences[:, start:]
+    is_end = torch.isin(new, torch.tensor(settings.ends, dtype=new.dtype, device=new.device))
     ended = is_end.long().cumsum(-1) - is_end.long() > 0
-    if padding is not None and padding not in ends:
-        # A continuation may also stop by other criteria, and is filled up then.
-        ended |= (new == padding).flip(-1).long().cumprod(-1).bool().flip(-1)
+    positions = torch.arange(start, sequences.shape[1], device=new.device)
+    for criterion in criteria:
+        if criterion.lengths is not None and len(criterion.lengths) == len(new) and settings.num_beams in (None, 1):
+            ended |= positions >= criterion.lengths[:, None].to(new.device)
+        elif settings.pad_token_id is not None and settings.pad_token_id not in settings.ends:
+            # Beams change places, so it is not known which one a criterion stopped.
+            ended |= (new == settings.pad_token_id).flip(-1).long().cumprod(-1).bool().flip(-1)
     return ended

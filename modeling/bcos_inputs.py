@@ -39,7 +39,7 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
             "PyTorch has no gradient of flex attention on CPUs, and an explanation needs one: "
             "model.set_attn_implementation('sdpa') gives the same logits."
         )
-    limit = _position_limit(model)
+    limit = position_limit(model)
     tokens = _check_tokens(model, inputs, limit)
     mask = _check_mask(model, inputs, tokens)
     _check_last_token(model, inputs, mask)
@@ -78,7 +78,7 @@ def _check_cache(inputs: dict[str, Any]) -> None:
         raise ValueError("`logits_to_keep` is not supported: say with `position=` which logit to explain.")
 
 
-def _position_limit(model) -> int | None:
+def position_limit(model) -> int | None:
     """How many position embeddings the model has, or None if it has none to run out of (rotary positions)."""
     found = [m for m in model.modules() if isinstance(m, BcosEmbedding) and m.part == "position"]
     return found[0].weight.shape[0] if found else None

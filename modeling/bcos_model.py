@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .bcos_conversion import make_bcos
 from .bcos_explanation import BcosExplanationMixin
-from .bcos_peft import HOW_TO_SAVE_THE_BASE, has_adapters, state_dict_without_adapters
+from .bcos_peft import BASE_NOT_SAVED, has_adapters, state_dict_without_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class BcosModelMixin(BcosExplanationMixin):
             raise NotADirectoryError(f"A model is saved to a directory, but {str(save_directory)!r} is a file.")
         self.config.check_bcos_fields()
         saves_adapter = getattr(self, "_hf_peft_config_loaded", False)
-        if saves_adapter:
-            self._check_base_is_saved()
-        elif has_adapters(self) and kwargs.get("state_dict") is None:
+        if saves_adapter and not self._base_is_saved():
+            raise ValueError(BASE_NOT_SAVED)
+        if not saves_adapter and has_adapters(self) and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = state_dict_without_adapters(self)
         self.config.auto_map = dict(self.config.bcos_auto_map)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -74,19 +74,18 @@ class BcosModelMixin(BcosExplanationMixin):
         if self.name_or_path in ("", getattr(self, "_saved_to", None)):
             self.name_or_path = self._saved_to = place
 
-    def _check_base_is_saved(self) -> None:
-        if has_adapters(self) and not self.name_or_path:
-            raise ValueError(f"This adapter's base model has not been saved. {HOW_TO_SAVE_THE_BASE}")
+    def _base_is_saved(self) -> bool:
+        return bool(self.name_or_path) or not has_adapters(self)
 
     @property
     def model_tags(self) -> list[str] | None:
         """Tags for model cards.
 
-        The first that a `PeftModel` reads of its base when it is saved, before it writes anything: an adapter whose base
-        was never saved could not be reloaded, and is refused here.
+        The first that a `PeftModel` asks of its base when it is saved, before it writes anything: an adapter whose base
+        was never saved could not be reloaded, so the question whether there are tags is answered by an error then.
         """
-        self._check_base_is_saved()
-        return getattr(self, "_model_tags", None)
+        tags = getattr(self, "_model_tags", None)
+        return tags if self._base_is_saved() else _TagsOfUnsavedBase(tags or ())
 
     @model_tags.setter
     def model_tags(self, tags: list[str] | None) -> None:
@@ -96,6 +95,13 @@ class BcosModelMixin(BcosExplanationMixin):
         """Adds tags for model cards."""
         tags = [tags] if isinstance(tags, str) else tags
         self._model_tags = list(dict.fromkeys([*(getattr(self, "_model_tags", None) or []), *tags]))
+
+
+class _TagsOfUnsavedBase(list):
+    """Tags of a model whose adapters must not be saved yet."""
+
+    def __bool__(self) -> bool:
+        raise ValueError(BASE_NOT_SAVED)
 
 
 def init_head_around(model: PreTrainedModel, base: type[PreTrainedModel], config) -> None:

@@ -31,20 +31,43 @@ try:
 except ImportError:  # an extra: without peft there are no adapters to care for
     lora = None
 
-HOW_TO_SAVE_THE_BASE = (
-    "Save the B-cos base model first, with `save_pretrained(directory)` before `get_peft_model`, or afterwards with "
+BASE_NOT_SAVED = (
+    "This adapter's base model has not been saved. Save the B-cos base model first, with `save_pretrained(directory)` before `get_peft_model`, or afterwards with "
     "`peft_model.get_base_model().save_pretrained(directory)`: an adapter alone is reloaded on top of that."
 )
 
 
 def tuner_layer_faults(model: nn.Module) -> list[str]:
     """Names the layers of adapters in `model` that are not dynamic linear."""
-    return [
-        f"`{name}` ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): an adapter around "
-        f"{type(module.base_layer).__name__} that works outside of it"
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "base_layer", None), nn.Module) and not is_bcos_lora(module)
-    ]
+    faults = []
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "base_layer", None), nn.Module) and not is_bcos_lora(module):
+            package = type(module).__module__.partition(".")[0]
+            inner = type(module.base_layer).__name__
+            faults.append(
+                f"`{name}` ({package}'s {type(module).__name__}): an adapter around {inner}, working outside of it"
+            )
+        original = getattr(module, "original_module", None)
+        copies = getattr(module, "modules_to_save", None)
+        if isinstance(original, nn.Module) and isinstance(copies, nn.ModuleDict):
+            other = {type(copy).__name__ for copy in copies.values() if type(copy) is not type(original)}
+            if other:
+                faults.append(f"`{name}`: {', '.join(sorted(other))} stands in for {type(original).__name__}")
+    return faults
+
+
+def refuse_virtual_tokens(model: nn.Module) -> None:
+    """Refuses a `PeftModel` that puts learned vectors in front of the input, which are no tokens of the text.
+
+    Raises:
+        ValueError: prompt tuning, prefix tuning or p-tuning.
+    """
+    active = getattr(model, "active_peft_config", None)
+    if getattr(active, "is_prompt_learning", False):
+        raise ValueError(
+            f"{active.peft_type.value} adds learned vectors that are no tokens of the text, so its logits do not split over the "
+            "text. Use LoRA, whose explanations are exact."
+        )
 
 
 def is_bcos_lora(module: nn.Module) -> bool:
@@ -61,7 +84,7 @@ def state_dict_without_adapters(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of `model` as if it had never been given adapters, under their own names.
 
     Raises:
-        ValueError: an adapter is merged into the weights at the moment.
+        ValueError: an adapter is merged into the weights at the moment, or sits where it cannot be left out.
     """
     merged = [name for name, module in model.named_modules() if getattr(module, "merged_adapters", None)]
     if merged:
@@ -70,18 +93,32 @@ def state_dict_without_adapters(model: nn.Module) -> dict[str, torch.Tensor]:
             f"{', …' if merged[3:] else ''}: call `unmerge_adapter()` to save the base, or `merge_and_unload()` to save "
             "the merged model."
         )
-    # Every adapter layer holds the original module as `base_layer` or, in `modules_to_save`, as `original_module`.
+    # Every adapter layer holds the original module as `base_layer` or, in `modules_to_save`, as `original_module`; the
+    # wrapper of trained tokens holds it as both, and only the former has the weights.
     foreign = tuple(
         f"{name}.{child}."
         for name, module in model.named_modules()
         for child, _ in module.named_children()
-        if any(hasattr(module, inner) and child != inner for inner in ("base_layer", "original_module"))
+        if any(
+            hasattr(module, inner) and child not in (inner, "token_adapter")
+            for inner in ("base_layer", "original_module")
+        )
     )
-    return {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(foreign)
-    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(foreign):
+            for inner in (".token_adapter.base_layer.", ".base_layer.", ".original_module."):
+                name = name.replace(inner, ".")
+            state.setdefault(name, tensor)
+    with torch.device("meta"):
+        wanted = type(model)(model.config).state_dict().keys()
+    if state.keys() != wanted:
+        wrong = sorted(state.keys() ^ wanted)
+        raise ValueError(
+            f"The base model cannot be told from its adapters: {', '.join(wrong[:3])}{', …' if wrong[3:] else ''}. Remove them "
+            "with `unload()`, and save it then."
+        )
+    return state
 
 
 if lora is not None:
@@ -200,7 +237,7 @@ if lora is not None:
             if layer is None:
                 return dispatch(lora_config, adapter_name, target, **kwargs)
             whole = (*(lora_config.modules_to_save or ()), *HEADS_TRAINED_WHOLE.get(lora_config.task_type, ()))
-            if kwargs["target_name"].endswith(whole):
+            if kwargs.get("target_name", "").endswith(whole):
                 return target
             kwargs.pop("device_map", None)
             return layer(target, adapter_name, config=lora_config, **kwargs)

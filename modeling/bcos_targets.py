@@ -145,6 +145,8 @@ def generated_token_quantities(
     chosen = sequences[:, start:].to(logits.device)
     ended = ~mask[:, start:].to(logits.device)
     picked = logits[:, start - 1 : -1]  # (batch, new tokens, vocabulary)
+    if isinstance(contrast, (list, tuple)):
+        contrast = torch.as_tensor(contrast)
     if torch.is_tensor(contrast) and contrast.dim() == 2 and contrast.shape == chosen.shape:
         foil = contrast.to(logits.device)[..., None]
         _indices(contrast, logits[:, 0], "contrast")
@@ -173,22 +175,6 @@ def _real_token(position: Any, mask: torch.Tensor) -> torch.Tensor:
             f"`position` {int(given[row])} is outside row {row}, which has {int(counts[row])} real tokens."
         )
     return ((mask.cumsum(-1) == counted[:, None] + 1) & mask).int().argmax(-1)
-
-
-def _mask_token_position(config, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
-    if ids is None or config.mask_token_id is None:
-        raise ValueError(
-            "The position to explain is unknown: pass `position=`, or set `model.config.mask_token_id` to the id of the "
-            "tokenizer's mask token so that it can be found."
-        )
-    found = (ids.to(mask.device) == config.mask_token_id) & mask
-    counts = found.sum(-1)
-    if not (counts == 1).all():
-        raise ValueError(
-            f"Each text must have exactly one mask token (id {config.mask_token_id}), found {counts.tolist()}; "
-            "pass `position=` to say which position to explain."
-        )
-    return found.int().argmax(-1)
 
 
 def _question_answering(output, mask: torch.Tensor, target: Any, contrast: Any, position: Any) -> Quantities:

@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 import transformers
-from contract import ALL, DECODERS, HEADS, ONE_HEAD, fill_biases, labels_for, tiny_config, tiny_inputs, tiny_model
 from torch import nn
 
 import bcos_transformers
@@ -15,6 +14,7 @@ from bcos_transformers.modeling import bcos_conversion
 from bcos_transformers.modeling.bcos_roles import ROLE_NAMES, ROLES
 from bcos_transformers.registration import ARCHITECTURES
 from conftest import relative_residual
+from contract import ALL, DECODERS, HEADS, ONE_HEAD, fill_biases, labels_for, tiny_config, tiny_inputs, tiny_model
 
 heads = pytest.mark.parametrize(("name", "task"), HEADS)
 one_head = pytest.mark.parametrize(("name", "task"), ONE_HEAD)

@@ -5,6 +5,13 @@ import threading
 
 import pytest
 import torch
+from torch import nn
+
+import bcos_transformers
+from bcos_transformers import assert_dynamic_linear, explanation_mode
+from bcos_transformers.modeling.bcos_inputs import positions_of_real_tokens
+from bcos_transformers.modeling.bcos_state import EmbeddingRecorder, is_explaining
+from conftest import relative_residual
 from contract import (
     DECODERS,
     HEADS,
@@ -16,13 +23,6 @@ from contract import (
     tiny_inputs,
     tiny_model,
 )
-from torch import nn
-
-import bcos_transformers
-from bcos_transformers import explanation_mode
-from bcos_transformers.modeling.bcos_inputs import positions_of_real_tokens
-from bcos_transformers.modeling.bcos_state import EmbeddingRecorder, is_explaining
-from conftest import relative_residual
 
 FIELDS = [
     {},
@@ -277,6 +277,24 @@ class TestState:
         handle.remove()
         assert not is_explaining()
         assert relative_residual(model.explain(**inputs)) < 1e-10
+
+
+@heads
+def test_vocabulary_can_grow(name, task):
+    model = tiny_model(name, task)
+    for size in (64, 70):
+        model.resize_token_embeddings(size)
+        assert_dynamic_linear(model)
+        inputs = tiny_inputs(model)
+        inputs["input_ids"][0, 0] = size - 1
+        assert relative_residual(model.explain(**inputs, target=every_target(model))) < 1e-10
+
+
+def test_embeddings_that_explanations_cannot_record_are_named():
+    model = tiny_model("bert", "sequence-classification")
+    model.bert.set_input_embeddings(nn.Embedding(67, 16, dtype=torch.float64))
+    with pytest.raises(ValueError, match="are not B-cos embeddings"):
+        model.explain(**tiny_inputs(model))
 
 
 def test_flex_attention_says_why_it_cannot_explain_on_cpus():

@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 import torch
-from contract import DECODERS, tiny_inputs, tiny_model
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from bcos_transformers import explain_generation
 from bcos_transformers.modeling.bcos_inputs import positions_of_real_tokens
 from bcos_transformers.modeling.bcos_state import is_explaining
 from conftest import relative_residual
+from contract import DECODERS, tiny_inputs, tiny_model
 
 decoders = pytest.mark.parametrize("name", DECODERS)
 NO_END = {"eos_token_id": None, "pad_token_id": 0}
@@ -122,6 +123,47 @@ class TestExplainGeneration:
         assert (out.target[1] == -1).any() or out.target.shape[1] == 3
         assert relative_residual(out) < 1e-10
 
+    def test_a_generation_config_that_leaves_the_end_to_the_model(self):
+        model = tiny_model("llama", "causal-lm")
+        ids = tiny_inputs(model, padded=False)["input_ids"]
+        free = model.generate(ids, max_new_tokens=6, do_sample=False, **NO_END)
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = int(free[0, 9]), 0
+        given = GenerationConfig(max_new_tokens=6, do_sample=False)
+        out = explain_generation(model, ids, generation_config=given)
+        assert torch.equal(out.sequences, model.generate(ids, generation_config=given))
+        assert out.target[0].tolist() == [int(free[0, 9]), *[-1] * (out.target.shape[1] - 1)]
+        assert given.eos_token_id is None
+
+    def test_other_reasons_to_stop(self):
+        """With padding that looks like an end, and padding that was really chosen."""
+        model = tiny_model("llama", "causal-lm")
+        ids = tiny_inputs(model, padded=False)["input_ids"]
+        free = model.generate(ids, max_new_tokens=6, do_sample=False, **NO_END)
+
+        class ThirdTokenInRowOne(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                done = torch.zeros(len(input_ids), dtype=torch.bool)
+                done[1] = input_ids.shape[1] == 9 + 3
+                return done
+
+        options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 3, "pad_token_id": 3}
+        out = explain_generation(model, ids, stopping_criteria=StoppingCriteriaList([ThirdTokenInRowOne()]), **options)
+        assert out.sequences[1, 12:].tolist() == [3, 3, 3]
+        assert out.target[1].tolist() == [*free[1, 9:12].tolist(), -1, -1, -1]
+        assert out.target[0].tolist() == free[0, 9:].tolist()
+        chosen = int(free[0, -1])
+        out = explain_generation(model, ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=chosen)
+        assert torch.equal(out.target, free[:, 9:])
+
+    def test_padding_is_inferred_as_generate_does(self):
+        model = tiny_model("llama", "causal-lm")
+        prompt = tiny_inputs(model, left=True)
+        model.generation_config.pad_token_id = None
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        out = explain_generation(model, prompt["input_ids"], **options)
+        assert torch.equal(out.sequences, model.generate(prompt["input_ids"], **options))
+        assert torch.equal(out.attention_mask[:, :9], prompt["attention_mask"])
+
     def test_beams_and_several_continuations(self):
         model = tiny_model("gpt2", "causal-lm")
         prompt = tiny_inputs(model, rows=2, left=True)
@@ -154,7 +196,7 @@ class TestExplainGeneration:
             ]
         foils = {"mean": logits.mean(-1), 7: logits[..., 7]}
         table = torch.arange(12).view(3, 4)
-        for contrast, foil in (*foils.items(), (table, logits.gather(-1, table[..., None])[..., 0])):
+        for contrast, foil in (*foils.items(), (table.tolist(), logits.gather(-1, table[..., None])[..., 0])):
             out = explain_generation(model, prompt, contrast=contrast, **options)
             torch.testing.assert_close(out.values, plain.values - foil)
             assert relative_residual(out) < 1e-10
@@ -177,8 +219,21 @@ class TestExplainGeneration:
             explain_generation(model, prompt, max_new_tokens=2)
         with pytest.raises(ValueError, match="`inputs` must be the tokenizer's output"):
             explain_generation(model, {"inputs_embeds": torch.zeros(1, 2, 16)})
-        with pytest.raises(ValueError, match="not be empty"):
-            explain_generation(model, torch.zeros(1, 0, dtype=torch.long))
+        ids = prompt["input_ids"]
+        for inputs, error, message in (
+            (torch.zeros(1, 0, dtype=torch.long), ValueError, "is empty"),
+            (ids[0], ValueError, "unsqueeze"),
+            (torch.full((1, 3), 60), ValueError, r"\[0, 60\)"),
+            ("a text", TypeError, "tokenizer's output.*got str"),
+            ([1, 2], TypeError, "got list"),
+            ({"input_ids": ids, "attention_mask": torch.ones(3, 2)}, ValueError, "shape of the tokens"),
+            ({"input_ids": ids, "attention_mask": [[1]]}, TypeError, "must be a tensor"),
+            ({"input_ids": ids, "attention_mask": torch.zeros_like(ids)}, ValueError, "no real token"),
+        ):
+            with pytest.raises(error, match=message):
+                explain_generation(model, inputs, max_new_tokens=2)
+        with pytest.raises(ValueError, match="30 new ones are more than the 32 positions"):
+            explain_generation(tiny_model("gpt2", "causal-lm"), ids[:1], max_new_tokens=30)
         with pytest.raises(TypeError, match="not a B-cos causal language model"):
             explain_generation(tiny_model("bert", "masked-lm"), prompt)
         with pytest.raises(ValueError, match="chunk_size"):

@@ -5,13 +5,17 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from bcos_transformers.modeling.bcos_functions import bcos_of_product
 from bcos_transformers.modeling.bcos_layers import (
     GATE_AT_ZERO,
     BcosConv1D,
     BcosLayerNorm,
     BcosLinear,
     BcosQueryKeyLinear,
+    BcosQueryKeyValueConv1D,
+    BcosQueryKeyValueLinear,
     BcosRMSNorm,
+    FrozenActivation,
     GatedActivation,
 )
 from bcos_transformers.modeling.bcos_state import explanation_mode, is_explaining
@@ -159,6 +163,55 @@ def test_query_and_key_outputs_are_constant_in_explanation_mode():
     with explanation_mode():
         assert not layer(x).requires_grad
     assert layer(x).requires_grad
+
+
+@pytest.mark.parametrize("kind", [BcosQueryKeyValueLinear, BcosQueryKeyValueConv1D])
+def test_fused_projection_is_constant_in_queries_and_keys(kind):
+    torch.manual_seed(0)
+    layer = (kind(5, 6) if kind is BcosQueryKeyValueLinear else kind(6, 5)).double()
+    nn.init.normal_(layer.bias)
+    rows = layer.weight if kind is BcosQueryKeyValueLinear else layer.weight.t()
+    x = torch.randn(5, dtype=torch.float64)
+    bias = torch.cat((layer.bias[:4], torch.zeros(2)))  # values have none
+    with explanation_mode():
+        matrix = torch.autograd.functional.jacobian(layer, x)
+        torch.testing.assert_close(layer(x), rows @ x + bias, rtol=1e-13, atol=1e-13)
+    assert (matrix[:4] == 0).all()
+    torch.testing.assert_close(matrix[4:], rows[4:], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(layer, x), rows, rtol=1e-13, atol=1e-13)
+
+
+def test_activation_of_a_gated_mlp_is_constant_in_explanation_mode():
+    layer, x = FrozenActivation(nn.SiLU()), torch.randn(4, requires_grad=True)
+    with explanation_mode():
+        frozen = layer(x)
+    assert not frozen.requires_grad
+    assert layer(x).requires_grad
+    assert torch.equal(frozen, nn.functional.silu(x))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("b", B_VALUES)
+def test_single_rows_of_the_dynamic_matrix(b, normalize):
+    layer, x = pair(b, normalize)
+    matrices = torch.stack([slow_bcos(v, layer.weight, b, normalize)[1] for v in x.view(-1, 7)]).view(3, 5, 4, 7)
+    rows = torch.tensor([3, 1]).expand(3, 5, 2)
+    torch.testing.assert_close(layer.frozen_rows(x, rows), matrices[:, :, [3, 1]].detach(), rtol=1e-12, atol=1e-12)
+    mean = layer.frozen_rows(x, None)
+    torch.testing.assert_close(mean, matrices.mean(2, keepdim=True).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("b", B_VALUES)
+def test_the_layer_written_out_is_the_definition(b, normalize):
+    layer, x = pair(b, normalize)
+    x.requires_grad_()
+    outputs = [bcos_of_product(x, x @ layer.weight.t(), layer.weight, b, normalize), layer(x)]
+    out_grad = torch.randn(3, 5, 4, dtype=torch.float64)
+    gradients = [torch.autograd.grad(out, (x, layer.weight), out_grad) for out in outputs]
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
 def test_explanation_mode_nests_and_survives_exceptions():

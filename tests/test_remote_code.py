@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import ALL, tiny_inputs, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import bcos_transformers
 from bcos_transformers.registration import ARCHITECTURES
 from conftest import bcos_model
+from contract import ALL, tiny_inputs, tiny_model
 
 MODELING = Path(bcos_transformers.modeling.__path__[0])
 BLOCK = """
