@@ -41,15 +41,17 @@ def tuner_layer_faults(model: nn.Module) -> list[str]:
     """Names the layers of adapters in `model` that are not dynamic linear."""
     faults = []
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "base_layer", None), nn.Module) and not is_bcos_lora(module):
+        children = (
+            module._modules
+        )  # `getattr` of what is not there is slow on modules, and this runs in every explanation
+        if "base_layer" in children and not is_bcos_lora(module):
             package = type(module).__module__.partition(".")[0]
             inner = type(module.base_layer).__name__
             faults.append(
                 f"`{name}` ({package}'s {type(module).__name__}): an adapter around {inner}, working outside of it"
             )
-        original = getattr(module, "original_module", None)
-        copies = getattr(module, "modules_to_save", None)
-        if isinstance(original, nn.Module) and isinstance(copies, nn.ModuleDict):
+        original, copies = children.get("original_module"), children.get("modules_to_save")
+        if original is not None and copies is not None:
             other = {type(copy).__name__ for copy in copies.values() if type(copy) is not type(original)}
             if other:
                 faults.append(f"`{name}`: {', '.join(sorted(other))} stands in for {type(original).__name__}")
@@ -77,7 +79,7 @@ def is_bcos_lora(module: nn.Module) -> bool:
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether a layer of `model` carries adapters of any kind."""
-    return any(isinstance(getattr(module, "base_layer", None), nn.Module) for module in model.modules())
+    return any("base_layer" in module._modules for module in model.modules())
 
 
 def state_dict_without_adapters(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -46,6 +46,25 @@ class TestTraining:
         optimizer.step()
         assert model(**inputs).loss < loss
 
+    @one_head
+    def test_compiles_without_graph_breaks(self, name, task):
+        model = tiny_model(name, task).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        inputs = tiny_inputs(model, padded=False)
+        inputs |= labels_for(model, inputs)
+        loss = model(**inputs).loss
+        loss.backward()
+        wanted = {n: p.grad for n, p in model.named_parameters()}
+        model.zero_grad()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs).loss
+        compiled.backward()
+        torch.testing.assert_close(compiled, loss)
+        for n, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, wanted[n])
+        torch.compiler.reset()
+
     @pytest.mark.parametrize("name", DECODERS)
     def test_next_token_loss_is_that_of_transformers(self, name):
         model = tiny_model(name, "causal-lm").float()
