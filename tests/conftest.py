@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 import bcos_transformers
 from bcos_transformers import registration
 
+torch.set_num_threads(1)  # models this small only lose time by sharing their work
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = [
     "a",

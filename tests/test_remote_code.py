@@ -28,7 +28,14 @@ import torch, transformers
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess:
     """Runs `code` in a fresh process that cannot import the package."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
+    # As many threads as here, for results that are the same bit for bit.
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "PYTHONPATH": "",
+    }
     return subprocess.run(
         [sys.executable, "-c", BLOCK + code],
         capture_output=True,
