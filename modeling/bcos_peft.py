@@ -32,8 +32,8 @@ except ImportError:  # an extra: without peft there are no adapters to care for
     lora = None
 
 BASE_NOT_SAVED = (
-    "This adapter's base model has not been saved. Save the B-cos base model first, with `save_pretrained(directory)` before `get_peft_model`, or afterwards with "
-    "`peft_model.get_base_model().save_pretrained(directory)`: an adapter alone is reloaded on top of that."
+    "This adapter's base model has not been saved. Save the B-cos base model first, with `save_pretrained(directory)` "
+    "before `get_peft_model`, or afterwards with `peft_model.get_base_model().save_pretrained(directory)`: an adapter alone is reloaded on top of that."
 )
 
 
@@ -41,9 +41,7 @@ def tuner_layer_faults(model: nn.Module) -> list[str]:
     """Names the layers of adapters in `model` that are not dynamic linear."""
     faults = []
     for name, module in model.named_modules():
-        children = (
-            module._modules
-        )  # `getattr` of what is not there is slow on modules, and this runs in every explanation
+        children = module._modules  # faster than `getattr`, and this runs in every explanation
         if "base_layer" in children and not is_bcos_lora(module):
             package = type(module).__module__.partition(".")[0]
             inner = type(module.base_layer).__name__
