@@ -1,5 +1,8 @@
 """Tiny models of every architecture and task, for the tests that all of them have to pass."""
 
+import itertools
+import threading
+
 import torch
 from torch import nn
 
@@ -105,3 +108,24 @@ def fill_biases(model) -> None:
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias"):
             nn.init.normal_(parameter, std=0.3)
+
+
+def explain_in_eight_threads(model, rows: list[dict], turns: int) -> dict[tuple[int, int, int], torch.Tensor]:
+    """Contributions by thread, turn and row, where eight threads explain the same rows at once."""
+    results, errors = {}, []
+
+    def work(thread: int) -> None:
+        try:
+            for turn, (i, row) in itertools.product(range(turns), enumerate(rows)):
+                results[thread, turn, i] = model.explain(**row).contributions
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(results) == 8 * turns * len(rows)
+    return results

@@ -1,8 +1,5 @@
 """The contract that every architecture and task keeps: one table, the same checks as for BERT."""
 
-import itertools
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -15,8 +12,8 @@ from conftest import relative_residual
 from contract import (
     DECODERS,
     HEADS,
-    ONE_HEAD,
     every_target,
+    explain_in_eight_threads,
     fill_biases,
     public_logits,
     tiny_config,
@@ -32,7 +29,6 @@ FIELDS = [
     {"b_per_layer": [1, 2], "bcos_lm_head": True},
 ]
 heads = pytest.mark.parametrize(("name", "task"), HEADS)
-one_head = pytest.mark.parametrize(("name", "task"), ONE_HEAD)
 
 
 def padding_that_eager_survives(name: str, attn: str) -> bool:
@@ -102,12 +98,10 @@ class TestExactness:
         whole = model.explain(**inputs, target=every_target(model)).contributions
         torch.testing.assert_close(sum(out.parts.values()), whole, rtol=1e-10, atol=1e-12)
 
-    @heads
+    @pytest.mark.parametrize(("name", "task"), [case for case in HEADS if case[1] != "question-answering"])
     def test_contrast(self, name, task):
         model = tiny_model(name, task, bcos_lm_head=True)
         inputs = tiny_inputs(model)
-        if task == "question-answering":
-            return  # its foils are positions: tests/test_explanation.py
         position = {"token-classification": {"position": 0}}.get(task, {})
         a, b = (model.explain(**inputs, target=t, **position).contributions for t in (1, 2))
         out = model.explain(**inputs, target=1, contrast=2, **position)
@@ -235,30 +229,15 @@ class TestPadding:
 
 
 class TestState:
-    @one_head
+    @heads
     def test_eight_threads(self, name, task):
         model = tiny_model(name, task).float()
-        inputs = tiny_inputs(model, rows=4, tokens=12, padded=False)
-        rows = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(4)]
+        inputs = tiny_inputs(model, rows=3, tokens=12, padded=False)
+        rows = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(3)]
         wanted = [model.explain(**row).contributions for row in rows]
         for training in (False, True):
             model.train(training)
-            results, errors = {}, []
-
-            def work(thread: int, results=results, errors=errors) -> None:
-                try:
-                    for turn, (i, row) in itertools.product(range(2), enumerate(rows)):
-                        results[thread, turn, i] = model.explain(**row).contributions
-                except Exception as error:  # noqa: BLE001
-                    errors.append(error)
-
-            threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert not errors
-            assert len(results) == 8 * 2 * 4
+            results = explain_in_eight_threads(model, rows, turns=2)
             assert all(torch.equal(value, wanted[i]) for (_, _, i), value in results.items())
             assert all(module.training is training for module in model.modules())
 

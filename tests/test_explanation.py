@@ -11,6 +11,7 @@ from bcos_transformers import BcosBertModel, explanation_mode
 from bcos_transformers.modeling.bcos_layers import BcosLinear
 from bcos_transformers.modeling.bcos_state import EmbeddingRecorder, is_explaining
 from conftest import HEADS, batch, bcos_model, relative_residual
+from contract import explain_in_eight_threads
 
 EVERY = {"sequence-classification": "all", "token-classification": "all", "question-answering": "all"}
 
@@ -371,22 +372,7 @@ class TestState:
         rows = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(4)]
         wanted = [model.explain(**row).contributions for row in rows]
         model.train(training)
-        results, errors = {}, []
-
-        def work(thread: int) -> None:
-            try:
-                for turn, (i, row) in itertools.product(range(4), enumerate(rows)):
-                    results[thread, turn, i] = model.explain(**row).contributions
-            except Exception as error:  # noqa: BLE001
-                errors.append(error)
-
-        threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not errors
-        assert len(results) == 8 * 4 * 4
+        results = explain_in_eight_threads(model, rows, turns=4)
         assert all(torch.equal(value, wanted[i]) for (_, _, i), value in results.items())
         assert all(module.training is training for module in model.modules())
 

@@ -1,15 +1,17 @@
 """LoRA inside B-cos layers: exact with an active adapter, merged without a difference, saved and loaded alone."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_remote_code import run
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.utils import hub
 
-import bcos_transformers
 from bcos_transformers import assert_dynamic_linear, explain_generation, from_pretrained_bcos
 from conftest import relative_residual
 from contract import HEADS, ONE_HEAD, every_target, labels_for, public_logits, tiny_inputs, tiny_model
@@ -257,7 +259,7 @@ print("equal")
         assert adapted.peft_config["default"].base_model_name_or_path is None
         with pytest.raises(ValueError, match="base model has not been saved.*get_base_model"):
             adapted.save_pretrained(tmp_path / "adapter")
-        assert not any((tmp_path / "adapter").rglob("*")) if (tmp_path / "adapter").exists() else True
+        assert not list(tmp_path.rglob("adapter/*"))
         adapted.get_base_model().save_pretrained(tmp_path / "base")
         adapted.save_pretrained(tmp_path / "adapter")
         saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -280,21 +282,49 @@ print("equal")
             base_of(adapted).save_pretrained(tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
-    def test_where_a_model_was_saved_or_pushed(self, tmp_path, monkeypatch):
+    def test_where_a_model_was_saved(self, tmp_path):
         model = tiny_model("bert", "sequence-classification")
         assert model.name_or_path == ""
         model.save_pretrained(tmp_path / "a")
         assert model.name_or_path == str(tmp_path / "a")
         model.save_pretrained(tmp_path / "b")
         assert model.name_or_path == str(tmp_path / "b")
-        parent = bcos_transformers.BcosBertForSequenceClassification.__mro__[-4:]
-        owner = next(cls for cls in type(model).__mro__ if "push_to_hub" in vars(cls) and "bcos" not in cls.__module__)
-        monkeypatch.setattr(owner, "push_to_hub", lambda self, repo_id, **kw: self.save_pretrained(tmp_path / "gone"))
-        model.push_to_hub("org/name")
-        assert model.name_or_path == "org/name", parent
         again = type(model).from_pretrained(tmp_path / "a")
         again.save_pretrained(tmp_path / "c")
         assert again.name_or_path == str(tmp_path / "a")  # still a place where these weights are
+
+    def test_pushing_base_and_adapter(self, tmp_path, monkeypatch):
+        """With the last step, the upload itself, replaced by a copy to a folder."""
+
+        def upload(self, folder, repo_id, **kwargs):
+            shutil.copytree(folder, tmp_path / repo_id)
+            return SimpleNamespace(repo_url=SimpleNamespace(repo_id=repo_id))
+
+        created = SimpleNamespace(create_repo=lambda name, **kwargs: SimpleNamespace(repo_id=f"org/{name}"))
+        card = SimpleNamespace(save=lambda path: None)
+        monkeypatch.setattr(hub, "hf_api", lambda: created)
+        monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **kwargs: card)
+        monkeypatch.setattr(hub.PushToHubMixin, "_upload_modified_files", upload)
+        with pytest.raises(ValueError, match="base model has not been saved"):
+            with_adapter(tiny_model("bert", "sequence-classification")).push_to_hub("early")
+        assert not (tmp_path / "org").exists()
+        model = tiny_model("bert", "sequence-classification").float()
+        model.push_to_hub("base")
+        assert model.name_or_path == "org/base"
+        assert {"model.safetensors", "config.json", "bcos_peft.py"} <= {
+            f.name for f in (tmp_path / "org/base").iterdir()
+        }
+        adapted = with_adapter(model).float()
+        adapted.push_to_hub("adapter")
+        pushed = {f.name for f in (tmp_path / "org/adapter").iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json"} <= pushed
+        assert "model.safetensors" not in pushed
+        saved = json.loads((tmp_path / "org/adapter/adapter_config.json").read_text())
+        assert saved["base_model_name_or_path"] == "org/base"
+        inputs = tiny_inputs(model)
+        base = type(model).from_pretrained(tmp_path / "org/base")
+        again = PeftModel.from_pretrained(base, tmp_path / "org/adapter").eval()
+        torch.testing.assert_close(again.explain(**inputs).contributions, adapted.explain(**inputs).contributions)
 
     def test_adapters_that_transformers_manages(self, tmp_path):
         model = tiny_model("bert", "sequence-classification")
