@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from .bcos_eval_mode import evaluation_mode
-from .bcos_inputs import check_inputs, position_limit
+from .bcos_inputs import check_inputs, token_limit
 from .bcos_model import BcosModelMixin
 from .bcos_peft import refuse_virtual_tokens
 from .bcos_state import EmbeddingRecorder
@@ -203,7 +203,7 @@ def _prompt(model: PreTrainedModel, inputs: Any, settings: _Settings) -> dict[st
 
 def _check_room(model: PreTrainedModel, start: int, settings: _Settings) -> None:
     """Position embeddings run out in the middle of `generate`; better say so before."""
-    limit, new = position_limit(model), settings.max_new_tokens
+    limit, new = token_limit(model), settings.max_new_tokens
     if limit is not None and new is not None and start + new > limit:
         raise ValueError(
             f"A prompt of {start} tokens and {new} new ones are more than the {limit} positions of {type(model).__name__}. "

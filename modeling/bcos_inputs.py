@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 
-from .bcos_layers import BcosEmbedding
-
 LABEL_ARGUMENTS = ("labels", "start_positions", "end_positions")
 
 
@@ -39,8 +37,7 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
             "PyTorch has no gradient of flex attention on CPUs, and an explanation needs one: "
             "model.set_attn_implementation('sdpa') gives the same logits."
         )
-    limit = position_limit(model)
-    tokens = _check_tokens(model, inputs, limit)
+    tokens = _check_tokens(model, inputs)
     mask = _check_mask(model, inputs, tokens)
     _check_last_token(model, inputs, mask)
     for name in ("token_type_ids", "position_ids"):
@@ -48,7 +45,7 @@ def check_inputs(model, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.T
         if given is not None and tuple(given.shape) not in (tokens, (1, tokens[1])):
             raise ValueError(f"`{name}` must have the shape of the tokens, {tokens}, got {tuple(given.shape)}.")
     kinds = getattr(model.config, "type_vocab_size", None) or model.get_input_embeddings().weight.shape[0]
-    for name, bound in (("token_type_ids", kinds), ("position_ids", limit)):
+    for name, bound in (("token_type_ids", kinds), ("position_ids", position_limit(model))):
         given = inputs.get(name)
         if given is not None and (given.min() < 0 or bound is not None and given.max() >= bound):
             raise ValueError(
@@ -80,11 +77,19 @@ def _check_cache(inputs: dict[str, Any]) -> None:
 
 def position_limit(model) -> int | None:
     """How many position embeddings the model has, or None if it has none to run out of (rotary positions)."""
-    found = [m for m in model.modules() if isinstance(m, BcosEmbedding) and m.part == "position"]
+    found = [module for module in model.modules() if getattr(module, "part", None) == "position"]
     return found[0].weight.shape[0] if found else None
 
 
-def _check_tokens(model, inputs: dict[str, Any], limit: int | None) -> tuple[int, int]:
+def token_limit(model) -> int | None:
+    """How many tokens a text may have, or None where positions do not run out."""
+    limit = position_limit(model)
+    if limit is not None and model.derives_positions_from_ids:
+        limit -= model.config.pad_token_id + 1  # positions begin after that of padding
+    return limit
+
+
+def _check_tokens(model, inputs: dict[str, Any]) -> tuple[int, int]:
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (ids is None) == (embeds is None):
         raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -102,8 +107,7 @@ def _check_tokens(model, inputs: dict[str, Any], limit: int | None) -> tuple[int
     if ids is None and (model.pools_last_token or (model.derives_positions_from_ids and "position_ids" not in inputs)):
         wanted = "finds the last token" if model.pools_last_token else "derives the positions of tokens"
         raise ValueError(f"{type(model).__name__} {wanted} from `input_ids`: give those instead of `inputs_embeds`.")
-    if limit is not None and model.derives_positions_from_ids:
-        limit -= model.config.pad_token_id + 1  # positions begin after that of padding
+    limit = token_limit(model)
     if limit is not None and tokens > limit:
         raise ValueError(
             f"{tokens} tokens, but {type(model).__name__} takes at most {limit}. Truncate the text on purpose "

@@ -14,6 +14,7 @@ from bcos_transformers.explanations.terminal import render_terminal
 from bcos_transformers.extras import require
 from bcos_transformers.model_card import CardFacts, render_model_card
 from conftest import bcos_model
+from contract import tiny_model
 
 TEXTS = ["The film is gripping, funny!", "<script>alert(1)</script> & dull", "", "soup"]
 
@@ -45,6 +46,16 @@ def test_batches_change_nothing(tokenizer, explanations):
     alone = explain_texts(bcos_model().float(), tokenizer, TEXTS, batch_size=1)
     for one, other in zip(alone, explanations, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "modernbert"])
+def test_long_texts_are_cut_to_what_the_model_reads(tokenizer, name):
+    """RoBERTa has fewer places for tokens than position embeddings."""
+    model = tiny_model(name, "sequence-classification").float()
+    tokenizer.model_max_length = 1000
+    (explanation,) = explain_texts(model, tokenizer, ["film " * 50])
+    assert explanation.truncated
+    assert len(explanation.words) == 30
 
 
 def test_truncation_is_said(tokenizer, caplog):

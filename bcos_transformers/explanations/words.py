@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bcos_transformers.modeling.bcos_inputs import token_limit
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +68,8 @@ def explain_texts(
         raise TypeError("`texts` must be a sequence of strings.")
     if model.config.problem_type in ("regression", "multi_label_classification") or model.config.num_labels == 1:
         raise ValueError("explain_texts is for one label per text; use model.explain for regression and multi-label.")
-    limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    longest = token_limit(model) or model.config.max_position_embeddings
+    limit = min(max_length or longest, longest)
     results = []
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
