@@ -10,6 +10,14 @@ if not (Path(__file__).parent / "modeling").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
+from bcos_transformers.explanations import (
+    BcosExplainer,
+    TextExplanation,
+    WordScore,
+    load_explanations,
+    save_explanations,
+)
+from bcos_transformers.loading import load_bcos_model
 from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, set_b
 from bcos_transformers.modeling.bcos_explanation import BcosExplanation
 from bcos_transformers.modeling.bcos_generation import BcosGenerationExplanation, explain_generation
@@ -21,13 +29,19 @@ __version__ = "0.1.0"
 globals().update(PUBLIC_CLASSES)  # BcosBertConfig, BcosBertForSequenceClassification, …
 __all__ = [
     "BcosAnnealingCallback",
+    "BcosExplainer",
     "BcosExplanation",
     "BcosGenerationExplanation",
     "ConversionReport",
+    "TextExplanation",
+    "WordScore",
     "assert_dynamic_linear",
     "explain_generation",
     "explanation_mode",
     "from_pretrained_bcos",
+    "load_bcos_model",
+    "load_explanations",
+    "save_explanations",
     "set_b",
     *PUBLIC_CLASSES,
 ]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from bcos_transformers.data.packing import DataArguments
-from bcos_transformers.explanations.words import WordContributions
+from bcos_transformers.explanations.targets import token_name
 from bcos_transformers.extras import require
 from bcos_transformers.modeling.bcos_generation import explain_generation
 
@@ -102,59 +102,6 @@ def beginning(blocks: Dataset, tokenizer: PreTrainedTokenizerBase, tokens: int) 
         if text:
             return text
     raise ValueError("The validation data have no text to explain.")
-
-
-def explain_token(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, position: int | None = None
-) -> WordContributions:
-    """Explains the most probable token after `text` (causal models) or at a position (masked models).
-
-    Args:
-        model: a B-cos language model.
-        tokenizer: its tokenizer; one that knows which characters a token stands for.
-        text: the text.
-        position: see `explain`; None is the end of the text, or the only mask token.
-
-    Returns:
-        Contributions of the text's tokens rather than words, to be shown by `render_terminal`.
-    """
-    encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
-    offsets = encoded.pop("offset_mapping")[0].tolist()
-    out = model.explain(**encoded.to(model.device), position=position)
-    spans: list[tuple[int, int]] = []
-    scores: list[float] = []
-    special = 0.0
-    for (begin, end), score in zip(offsets, out.contributions[0, 0].tolist(), strict=True):
-        piece = text[begin:end]
-        if piece.strip():  # many tokenizers count the space in front of a word as part of it
-            begin += len(piece) - len(piece.lstrip())
-        if begin == end:
-            special += score
-        elif spans and begin < spans[-1][1]:  # bytes of one character
-            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
-            scores[-1] += score
-        else:
-            spans.append((begin, end))
-            scores.append(score)
-    target = int(out.target[0, 0])
-    row = out.logits[0, int(out.position[0])].float()
-    return WordContributions(
-        text=text,
-        words=[text[a:b] for a, b in spans],
-        spans=spans,
-        scores=scores,
-        special_tokens_score=special,
-        target=target,
-        label=token_name(tokenizer, target),
-        logit=float(out.values[0, 0]),
-        probability=float(row.softmax(-1)[target]),
-        residual=float(out.residual[0, 0]),
-    )
-
-
-def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as people read it, or as the tokenizer stores it where nothing would be seen."""
-    return tokenizer.decode([token]).strip() or tokenizer.convert_ids_to_tokens(token)
 
 
 def generation_table(

@@ -13,14 +13,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import bcos_transformers  # noqa: F401 - registers the Auto classes
+from bcos_transformers import BcosExplainer, TextExplanation
 from bcos_transformers.data import load_reviews
-from bcos_transformers.explanations import WordContributions, explain_texts
 
 FOR, AGAINST = (33 / 255, 102 / 255, 172 / 255), (199 / 255, 100 / 255, 10 / 255)
 
 
-def draw_text(axes: plt.Axes, explanation: WordContributions, y: float) -> None:
+def draw_text(axes: plt.Axes, explanation: TextExplanation, y: float) -> None:
     """One line: label and logit, then the words with their signed contributions under them."""
     renderer = axes.figure.canvas.get_renderer()
     to_axes = axes.transData.inverted()
@@ -54,7 +53,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts = [row["text"] for row in load_reviews("test") if len(row["text"]) <= 62][: args.lines]
-    explanations = explain_texts(model, tokenizer, texts)
+    explanations = BcosExplainer(model, tokenizer)(texts)
     figure, axes = plt.subplots(figsize=(11, 0.62 * len(texts) + 0.5), dpi=150)
     axes.set_xlim(0, 100)
     axes.set_ylim(-len(texts) - 0.1, 0.5)

@@ -32,9 +32,8 @@ from transformers import (
 import bcos_transformers
 from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
 from bcos_transformers.data import LABELS, load_reviews
-from bcos_transformers.explanations import explain_texts
+from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.explanations.html import render_html
-from bcos_transformers.explanations.terminal import render_terminal
 from bcos_transformers.model_card import CardFacts, render_model_card
 
 logger = logging.getLogger(__name__)
@@ -193,7 +192,7 @@ def pointing_game(rows: list[dict], explanations: list) -> tuple[float, float]:
     for row, explanation in zip(rows, explanations, strict=True):
         if explanation.target != row["label"]:
             continue
-        marked = [any(a < end and begin < b for begin, end in row["rationale"]) for a, b in explanation.spans]
+        marked = [any(a < end and begin < b for begin, end in row["rationale"]) for a, b in explanation.offsets]
         best = max(range(len(marked)), key=lambda i: explanation.scores[i])
         hits.append(marked[best])
         chance.append(sum(marked) / len(marked))
@@ -267,9 +266,9 @@ def main() -> None:
     rows = data.splits["test"].to_list()
     count = max(data_args.explain_samples, data_args.explain_html_samples, 1)
     texts = [row["text"] for row in (rows if "rationale" in rows[0] else rows[:count])]
-    explanations = explain_texts(model, tokenizer, texts, max_length=data_args.max_length)
+    explanations = BcosExplainer(model, tokenizer, max_length=data_args.max_length)(texts)
     for explanation in explanations[: data_args.explain_samples]:
-        console.print(render_terminal(explanation), "")
+        console.print(explanation.to_terminal(), "")
     if "rationale" in rows[0]:
         hits, chance = pointing_game(rows, explanations)
         console.print(

@@ -24,14 +24,13 @@ from transformers import (
 
 from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
 from bcos_transformers.data.packing import DataArguments, Marks, load_blocks
-from bcos_transformers.explanations.terminal import render_terminal
+from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.language_modeling import (
     ModelArguments,
     PretrainingArguments,
     beginning,
     choose_block_size,
     conventional_trainer,
-    explain_token,
     generation_table,
     perplexity,
     reload,
@@ -90,7 +89,8 @@ def main() -> None:
 
     console.rule("Why this next token")
     model = reload(AutoModelForCausalLM, args.output_dir, args.device)
-    console.print(render_terminal(explain_token(model, tokenizer, prompt)), "")
+    explainer = BcosExplainer(model, tokenizer, granularity="token")
+    console.print(explainer(prompt).to_terminal(), "")
     console.print("The continuation, token by token:", generation_table(model, tokenizer, prompt))
     console.print(f"Model and code: {args.output_dir}", highlight=False)
     if args.push_to_hub:

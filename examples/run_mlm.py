@@ -27,14 +27,13 @@ from transformers import (
 
 from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
 from bcos_transformers.data.packing import DataArguments, Marks, load_blocks
-from bcos_transformers.explanations.terminal import render_terminal
+from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.language_modeling import (
     ModelArguments,
     PretrainingArguments,
     beginning,
     choose_block_size,
     conventional_trainer,
-    explain_token,
     masked_text,
     perplexity,
     reload,
@@ -139,7 +138,8 @@ def main() -> None:
 
     console.rule("Why this word")
     model = reload(AutoModelForMaskedLM, args.output_dir, args.device)
-    console.print(render_terminal(explain_token(model, tokenizer, text, position)), "")
+    explainer = BcosExplainer(model, tokenizer, granularity="token")
+    console.print(explainer(text, position=position).to_terminal(), "")
     console.print(f"The word that was masked: {word}", highlight=False, markup=False)
     console.print(f"Model and code: {args.output_dir}", highlight=False)
     if args.push_to_hub:

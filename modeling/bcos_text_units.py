@@ -1,6 +1,7 @@
 """From a tokenizer's offsets and word ids to what a reader sees: which token belongs to which token, word or sentence."""
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ def text_units(
             units.of_token[token] = unit
         waiting.clear()
     _give(units, waiting, last_segment)
+    _take_marks(units, texts)
     return units
 
 
@@ -121,6 +123,16 @@ def _same_word(text: str, end: int, begin: int, same_id: bool) -> bool:
     if any(character.isspace() for character in text[end:begin]):
         return False
     return same_id or not (text[begin].isalnum() and text[end - 1].isalnum())
+
+
+def _take_marks(units: TextUnits, texts: Sequence[str]) -> None:
+    """Combining marks and joiners that the tokenizer dropped stay with the character they stand on."""
+    for index, ((begin, end), segment) in enumerate(zip(units.spans, units.segments, strict=True)):
+        text, following = texts[segment], units.spans[index + 1 : index + 2]
+        bound = following[0][0] if following and units.segments[index + 1] == segment else len(text)
+        while end < bound and text[end] > "\u02ff" and unicodedata.category(text[end]) in ("Mn", "Mc", "Me", "Cf"):
+            end += 1
+        units.spans[index] = (begin, end)
 
 
 def _give(units: TextUnits, waiting: list[int], segment: int | None) -> None:

@@ -21,13 +21,13 @@ from transformers import (
 )
 
 import bcos_transformers
+from bcos_transformers import BcosExplainer
 from bcos_transformers.data import packing
 from bcos_transformers.data.packing import DataArguments, Marks, load_blocks, load_texts, pack_dataset, pack_tokens
 from bcos_transformers.language_modeling import (
     ModelArguments,
     PretrainingArguments,
     choose_block_size,
-    explain_token,
     masked_text,
 )
 from conftest import WORDS
@@ -248,7 +248,7 @@ def test_explained_tokens_sum_to_the_logit(checkpoint, llama_checkpoint, tokeniz
     assert text == "the soup was gripping , [MASK] was very good"
     assert word == "it"
     model = bcos_transformers.from_pretrained_bcos(checkpoint, task="masked-lm").double().eval()
-    explanation = explain_token(model, tokenizer, text, position)
+    explanation = BcosExplainer(model, tokenizer, granularity="token")(text, position=position)
     assert "[MASK]" in explanation.words
     for out in (explanation, explain_causal(llama_checkpoint)):
         total = sum(out.scores) + out.special_tokens_score
@@ -259,7 +259,7 @@ def test_explained_tokens_sum_to_the_logit(checkpoint, llama_checkpoint, tokeniz
 
 def explain_causal(checkpoint: Path):
     model = bcos_transformers.from_pretrained_bcos(checkpoint, task="causal-lm").double().eval()
-    explanation = explain_token(model, llama_tokenizer(), "the film was good")
+    explanation = BcosExplainer(model, llama_tokenizer(), granularity="token")("the film was good")
     assert explanation.words == ["the", "film", "was", "good"]
     return explanation
 

@@ -1,56 +1,74 @@
 """Coloured words in the terminal."""
 
-from bcos_transformers.explanations.words import WordContributions
+from typing import Any
+
+from bcos_transformers.explanations.layout import AGAINST, FOR, heading, pieces_of, sum_line
+from bcos_transformers.explanations.text_explanation import TextExplanation
 from bcos_transformers.extras import require
 
-FOR, AGAINST = (33, 102, 172), (178, 88, 0)  # blue and orange: told apart by colour-blind readers too
+SAID = 0.35  # words with this share of the largest contribution show their number
 
 
-def render_terminal(explanation: WordContributions):
+def render_terminal(explanation: TextExplanation, show_special_tokens: bool = False) -> Any:
     """The text with its words coloured by their contribution, and the sum that is the logit.
 
     Args:
-        explanation: one explained text.
+        explanation: one explained text; with several targets they follow one another.
+        show_special_tokens: show special tokens among the words; else they only appear in the sum.
 
     Returns:
-        A `rich.text.Text`, to be printed by a `rich.console.Console`. The sign is also printed as a number under a
-        threshold, so that the reading does not depend on colours alone.
+        A `rich.text.Text`, to be printed by a `rich.console.Console`. Large contributions are also printed as numbers, so
+        that the reading does not depend on colours alone.
 
     Raises:
         ImportError: rich is not installed.
     """
-    rich_text = require("rich.text", "viz")
-    line = rich_text.Text()
-    line.append(f"{explanation.label} ", style="bold")
-    line.append(f"({explanation.probability:.0%})  ", style="dim")
-    largest = max((abs(score) for score in explanation.scores), default=0.0) or 1.0
-    position = 0
-    for (begin, end), score in zip(explanation.spans, explanation.scores, strict=True):
-        line.append(explanation.text[position:begin])
-        line.append(explanation.text[begin:end], style=_style(score / largest))
-        if abs(score) >= 0.35 * largest:
-            line.append(f"{score:+.2f}", style="dim")
-        position = end
-    line.append(explanation.text[position:])
-    words = sum(explanation.scores)
-    total = words + explanation.special_tokens_score
+    text = require("rich.text", "viz").Text()
+    for index, target in enumerate(explanation.targets):
+        if index:
+            text.append("\n")
+        _append(text, explanation.for_target(target), show_special_tokens)
+    return text
+
+
+def _append(text: Any, explanation: TextExplanation, show_special_tokens: bool) -> None:
+    text.append(f"{_printable(heading(explanation))} ", style="bold")
+    if explanation.probability is not None:
+        text.append(f"({explanation.probability:.0%})  ", style="dim")
+    for number, line in enumerate(pieces_of(explanation, show_special_tokens)):
+        if number:
+            text.append("  |  ", style="dim")
+        for piece in line:
+            if piece.score is None:
+                text.append(_printable(piece.text))
+                continue
+            style = _style(piece.strength if piece.score >= 0 else -piece.strength)
+            text.append(_printable(piece.text), style=f"{style} italic" if piece.special else style)
+            if piece.strength >= SAID:
+                text.append(f"{piece.score:+.2f}", style="dim")
     if explanation.truncated:
-        line.append(" [the rest was cut]", style="italic")
-    equals = "=" if f"{total:.4f}" == f"{explanation.logit:.4f}" else "≈"
-    line.append(
-        f"\n  words {words:+.4f}  special tokens {explanation.special_tokens_score:+.4f}  "
-        f"sum {total:+.4f} {equals} logit {explanation.logit:+.4f}  (residual {explanation.residual:+.0e})",
+        text.append(" [the text was cut]", style="italic")
+    if explanation.windows:
+        text.append(f" [mean of {len(explanation.windows)} windows]", style="italic")
+    equals = "=" if f"{explanation.total:.4f}" == f"{explanation.logit:.4f}" else "≈"
+    terms = "  ".join(f"{name} {value:+.4f}" for name, value in sum_line(explanation))
+    text.append(
+        f"\n  {terms}  sum {explanation.total:+.4f} {equals} logit {explanation.logit:+.4f}  "
+        f"(residual {explanation.residual:+.0e})",
         style="dim",
     )
-    return line
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which could move the cursor or change the terminal's colours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _style(strength: float) -> str:
     """Background colour for a strength in [-1, 1]."""
-    if abs(strength) < 0.1:
-        return ""
-    colour = FOR if strength > 0 else AGAINST
     share = min(1.0, abs(strength))
-    mixed = [round(255 + (channel - 255) * share) for channel in colour]
+    if share < 0.1:
+        return ""
+    mixed = [round(255 + (channel - 255) * share) for channel in (FOR if strength > 0 else AGAINST)]
     text = "#ffffff" if share > 0.6 else "#101010"
     return f"{text} on rgb({mixed[0]},{mixed[1]},{mixed[2]})"
