@@ -68,6 +68,10 @@ class DataArguments:
     test_file: str | None = field(default=None, metadata={"help": "The same, for the reported numbers."})
     text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
     label_column: str = field(default="label", metadata={"help": "Name of the column with the label."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "Names of the labels 0, 1, …, where the data have none."}
+    )
+    data_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
     max_length: int = field(default=256, metadata={"help": "Longer texts are cut to so many tokens, with a warning."})
     explain_samples: int = field(default=6, metadata={"help": "How many test texts are explained in the terminal."})
     explain_html_samples: int = field(default=60, metadata={"help": "How many go into explanations.html."})
@@ -131,7 +135,12 @@ def load_data(args: DataArguments) -> Data:
     splits.setdefault("validation", splits["test"])
     if not isinstance(splits["train"].features["label"], ClassLabel):
         splits = encode_labels(splits)
-    return Data(splits, [str(label) for label in splits["train"].features["label"].names], name, test_name)
+    labels = [str(label) for label in splits["train"].features["label"].names]
+    if args.class_names:
+        if len(args.class_names) != len(labels):
+            raise SystemExit(f"--class_names names {len(args.class_names)} labels, the data have {', '.join(labels)}.")
+        labels = args.class_names
+    return Data(splits, labels, args.data_name or name, test_name)
 
 
 def load_file(file: str) -> Dataset:

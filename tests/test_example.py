@@ -73,6 +73,12 @@ def test_labels_mean_the_same_in_every_split(files, tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "a", "label": "d"}))
     with pytest.raises(SystemExit, match="labels that the training data lack: d"):
         load_data(DataArguments(train_file=str(tmp_path / "train.csv"), test_file=str(tmp_path / "test.jsonl")))
+    named = DataArguments(train_file=str(tmp_path / "train.csv"), class_names=["x", "y", "z"], data_name="letters")
+    data = load_data(named)
+    assert (data.labels, data.name) == (["x", "y", "z"], "letters")
+    named.class_names = ["x"]
+    with pytest.raises(SystemExit, match="names 1 labels, the data have a, b, c"):
+        load_data(named)
     alone = load_data(DataArguments(train_file=str(tmp_path / "train.csv")))
     assert len(alone.splits["train"]) + len(alone.splits["validation"]) == len(rows)
     assert alone.test_name == "a tenth of the training split that was set aside"

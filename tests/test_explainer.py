@@ -495,3 +495,18 @@ def test_too_many_targets_are_refused_unless_meant():
 
 def test_logging_of_the_package_is_left_alone():
     assert not logging.getLogger("bcos_transformers").handlers
+
+
+def test_a_model_with_an_adapter():
+    from peft import LoraConfig, get_peft_model
+
+    model = bcos_model()
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="SEQ_CLS")
+    )
+    explainer = BcosExplainer(adapted.eval(), make_tokenizer(), max_length=12, stride=2)
+    for text in ("not very good", "film good " * 12):
+        check_sum(explainer(text))
+    with torch.no_grad():
+        logits = adapted(**make_tokenizer()(["not very good"], return_tensors="pt")).logits
+    assert explainer("not very good").logit == pytest.approx(float(logits.max()), **ABSOLUTE)
