@@ -17,11 +17,14 @@ from bcos_transformers.explanations import (
     load_explanations,
     save_explanations,
 )
+from bcos_transformers.hub import BcosHubCallback, push_to_hub
 from bcos_transformers.loading import load_bcos_model
+from bcos_transformers.model_card import CardFacts
 from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, set_b
 from bcos_transformers.modeling.bcos_explanation import BcosExplanation
 from bcos_transformers.modeling.bcos_generation import BcosGenerationExplanation, explain_generation
 from bcos_transformers.modeling.bcos_state import explanation_mode
+from bcos_transformers.pipelines import BcosTextClassificationPipeline, register_pipelines
 from bcos_transformers.registration import PUBLIC_CLASSES, register_all
 from bcos_transformers.training import BcosAnnealingCallback
 
@@ -32,6 +35,9 @@ __all__ = [
     "BcosExplainer",
     "BcosExplanation",
     "BcosGenerationExplanation",
+    "BcosHubCallback",
+    "BcosTextClassificationPipeline",
+    "CardFacts",
     "ConversionReport",
     "TextExplanation",
     "WordScore",
@@ -41,9 +47,11 @@ __all__ = [
     "from_pretrained_bcos",
     "load_bcos_model",
     "load_explanations",
+    "push_to_hub",
     "save_explanations",
     "set_b",
     *PUBLIC_CLASSES,
 ]
 
 register_all()
+register_pipelines()

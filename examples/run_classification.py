@@ -17,7 +17,6 @@ import evaluate
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
-from huggingface_hub import upload_folder
 from rich.console import Console
 from transformers import (
     AutoModelForSequenceClassification,
@@ -30,11 +29,12 @@ from transformers import (
 )
 
 import bcos_transformers
-from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
+from bcos_transformers import BcosAnnealingCallback, BcosHubCallback, from_pretrained_bcos, push_to_hub
 from bcos_transformers.data import LABELS, load_reviews
 from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.explanations.html import render_html
-from bcos_transformers.model_card import CardFacts, render_model_card
+from bcos_transformers.hub_folder import save_card
+from bcos_transformers.model_card import CardFacts
 
 logger = logging.getLogger(__name__)
 METRIC = Path(bcos_transformers.__file__).parent / "evaluation" / "metrics" / "classification"
@@ -258,6 +258,8 @@ def main() -> None:
     conversion = model.conversion_report
     console.print(str(conversion), style="dim", highlight=False)
     callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
+    if args.push_to_hub:
+        callbacks.append(BcosHubCallback())
     trainer, results = finetune(model, args, tokens, tokenizer, callbacks)
 
     console.rule(f"Results on the {data.test_name}")
@@ -304,16 +306,21 @@ def main() -> None:
         ),
         conversion=str(conversion).replace(conversion.source, Path(conversion.source).name or conversion.source),
     )
-    (output / "README.md").write_text(render_model_card(model, facts), encoding="utf-8")
+    save_card(output, model, facts, explanations[:3])
     console.print(f"Model, code and card: {output}\nExplanations: {page}", highlight=False)
     if args.push_to_hub:
-        where = upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=output,
+        repo_id = trainer.hub_model_id
+        commit = push_to_hub(
+            model,
+            tokenizer,
+            repo_id,
+            facts=facts,
+            explanations=explanations[:3],
+            private=args.hub_private_repo,
             token=args.hub_token,
-            ignore_patterns=["checkpoint-*", "conventional/*"],
+            revision=args.hub_revision,
         )
-        console.print(f"Uploaded: {where}", highlight=False)
+        console.print(f"Pushed: {commit.commit_url}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class BcosModelMixin(BcosExplanationMixin):
         if not saves_adapter and has_adapters(self) and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = state_dict_without_adapters(self)
         self.config.auto_map = dict(self.config.bcos_auto_map)
+        name_pipeline(self)
         super().save_pretrained(save_directory, *args, **kwargs)
         if not saves_adapter:
             self._remember_where_saved(os.path.abspath(save_directory))
@@ -102,6 +103,22 @@ class _TagsOfUnsavedBase(list):
 
     def __bool__(self) -> bool:
         raise ValueError(BASE_NOT_SAVED)
+
+
+def name_pipeline(model: BcosModelMixin) -> None:
+    """Enters the pipeline that explains into the configuration of a classifier, beside those of others."""
+    # Not at the top: who loads a model need not load pipelines. The import is also why the code travels with the model.
+    from .pipeline_bcos import TASK, BcosTextClassificationPipeline
+
+    pipelines = dict(getattr(model.config, "custom_pipelines", None) or {})
+    pipelines.pop(TASK, None)
+    if model.explanation_task == "sequence-classification":
+        implementation = f"pipeline_bcos.{BcosTextClassificationPipeline.__name__}"
+        pipelines[TASK] = {"impl": implementation, "pt": ["AutoModelForSequenceClassification"], "type": "text"}
+    if pipelines:
+        model.config.custom_pipelines = pipelines
+    elif hasattr(model.config, "custom_pipelines"):
+        del model.config.custom_pipelines
 
 
 def init_head_around(model: PreTrainedModel, base: type[PreTrainedModel], config) -> None:

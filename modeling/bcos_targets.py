@@ -66,8 +66,8 @@ def _sequence_classification(config, logits: torch.Tensor, target: Any, contrast
         config.problem_type in ("regression", "multi_label_classification") or config.num_labels == 1
     ):
         target = "all"
-    chosen = _indices(target, logits, "target", config.label2id)
-    values = logits.gather(-1, chosen) - _contrast(contrast, logits, config.label2id)
+    chosen = class_indices(target, logits, "target", index_of_label(config))
+    values = logits.gather(-1, chosen) - _contrast(contrast, logits, index_of_label(config))
     return Quantities(logits, values, chosen)
 
 
@@ -79,8 +79,8 @@ def _token_classification(
     valid = positions >= 0
     rows = torch.arange(len(logits), device=logits.device)[:, None]
     picked = logits[rows, positions.clamp_min(0)]  # (batch, positions, labels)
-    chosen = _indices(target, picked, "target", config.label2id)
-    values = picked.gather(-1, chosen) - _contrast(contrast, picked, config.label2id)
+    chosen = class_indices(target, picked, "target", index_of_label(config))
+    values = picked.gather(-1, chosen) - _contrast(contrast, picked, index_of_label(config))
     values = values.masked_fill(~valid[..., None], 0.0)
     return Quantities(logits, values, chosen.masked_fill(~valid[..., None], -1), positions)
 
@@ -91,7 +91,7 @@ def _language_model(
     """Logits of tokens at one position a row, `positions` `(batch,)`."""
     rows = torch.arange(len(logits), device=logits.device)
     picked = logits[rows, positions]
-    chosen = _indices(target, picked, "target")
+    chosen = class_indices(target, picked, "target")
     values = picked.gather(-1, chosen) - _contrast(contrast, picked)
     surrogate = None
     if recorder.output_layer is not None:
@@ -149,7 +149,7 @@ def generated_token_quantities(
         contrast = torch.as_tensor(contrast)
     if torch.is_tensor(contrast) and contrast.dim() == 2 and contrast.shape == chosen.shape:
         foil = contrast.to(logits.device)[..., None]
-        _indices(contrast, logits[:, 0], "contrast")
+        class_indices(contrast, logits[:, 0], "contrast")
         values = picked.gather(-1, chosen[..., None]) - picked.gather(-1, foil)
     else:
         foil = _foil(contrast, picked)
@@ -279,7 +279,14 @@ def _given_position(position: Any, mask: torch.Tensor, name: str) -> torch.Tenso
     return given.expand(len(mask))
 
 
-def _indices(target: Any, logits: torch.Tensor, name: str, label2id: dict[str, int] | None = None) -> torch.Tensor:
+def index_of_label(config) -> dict[str, int]:
+    """The index of each label; transformers leaves `label2id` empty where only `id2label` was given."""
+    return config.label2id or {str(label): int(i) for i, label in (config.id2label or {}).items()}
+
+
+def class_indices(
+    target: Any, logits: torch.Tensor, name: str, label2id: dict[str, int] | None = None
+) -> torch.Tensor:
     """Indices into the last dimension of `logits` `(batch, [positions,] n)`, shaped `(batch, [positions,] targets)`."""
     n, batch = logits.shape[-1], logits.shape[0]
     if target is None:
@@ -325,7 +332,7 @@ def _foil(contrast: Any, logits: torch.Tensor, label2id: dict[str, int] | None =
     """None, `"mean"`, or the indices of the foils, `(batch, [positions,] 1)`."""
     if contrast is None or isinstance(contrast, str) and contrast == "mean":
         return contrast
-    foil = _indices(contrast, logits, "contrast", label2id)
+    foil = class_indices(contrast, logits, "contrast", label2id)
     if isinstance(contrast, str) and contrast == "all" or foil.shape[-1] != 1:
         raise ValueError("`contrast` must be 'mean' or one foil a row.")
     return foil

@@ -118,6 +118,19 @@ def text_units(
     return units
 
 
+def tokens_as_text(tokens: Sequence[str], shown: Sequence[bool]) -> tuple[str, list[tuple[int, int]]]:
+    """A text made of the shown tokens, for tokenizers without offsets, and the characters `[start, end)` of each token."""
+    text, offsets = "", []
+    for token, visible in zip(tokens, shown, strict=True):
+        if visible:
+            text += " " if text else ""
+            offsets.append((len(text), len(text) + len(token)))
+            text += token
+        else:
+            offsets.append((0, 0))
+    return text, offsets
+
+
 def _same_word(text: str, end: int, begin: int, same_id: bool) -> bool:
     """Whether a token that begins at `begin` goes on with the word that reaches to `end`."""
     if any(character.isspace() for character in text[end:begin]):

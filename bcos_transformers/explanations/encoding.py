@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bcos_transformers.modeling.bcos_text_units import tokens_as_text
+
 logger = logging.getLogger(__name__)
 
 
@@ -158,14 +160,7 @@ class TextEncoder:
 
     def _token_by_token(self, ids: list[int], shown: list[bool], types: list[int]) -> EncodedText:
         tokens = self.tokenizer.convert_ids_to_tokens(ids)
-        text, offsets = "", []
-        for token, visible in zip(tokens, shown, strict=True):
-            if visible:
-                text += " " if text else ""
-                offsets.append((len(text), len(text) + len(token)))
-                text += token
-            else:
-                offsets.append((0, 0))
+        text, offsets = tokens_as_text(tokens, shown)
         segments = [0 if visible else None for visible in shown]
         words = [i if visible else None for i, visible in enumerate(shown)]
         return EncodedText((text,), ids, types, tokens, offsets, words, segments, has_words=False)

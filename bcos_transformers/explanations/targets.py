@@ -1,12 +1,14 @@
 """Targets and foils as people name them, and what they are called in explanations, task by task."""
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from bcos_transformers.modeling.bcos_targets import index_of_label
 
 LANGUAGE_MODELS = ("masked-lm", "causal-lm")
 ANSWER_PARTS = ("start", "end", "span")
@@ -134,7 +136,7 @@ class TargetNames:
         )
 
     def _label(self, label: str, name: str) -> int:
-        label2id: Mapping[str, int] = self.config.label2id or {}
+        label2id = index_of_label(self.config)
         if label not in label2id:
             raise ValueError(f"`{name}` {label!r} is not a label of this model: {', '.join(map(str, label2id))}.")
         return int(label2id[label])
