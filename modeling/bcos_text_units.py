@@ -47,6 +47,19 @@ def check_granularity(granularity: str) -> str:
     return granularity
 
 
+def check_knows_words(tokenizer) -> None:
+    """Refuses a tokenizer of special tokens alone, which transformers makes of a folder that holds none.
+
+    Raises:
+        ValueError: every text would be unknown to it.
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(
+            f"This {type(tokenizer).__name__} knows its special tokens and no others, so every text would be unknown to it: "
+            "it comes from where no tokenizer is saved. Save the model's own beside it: tokenizer.save_pretrained(folder)."
+        )
+
+
 def text_units(
     texts: Sequence[str],
     offsets: Sequence[tuple[int, int]],

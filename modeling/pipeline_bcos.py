@@ -11,7 +11,7 @@ from transformers import TextClassificationPipeline
 
 from .bcos_inputs import token_limit
 from .bcos_targets import class_indices, index_of_label
-from .bcos_text_units import check_granularity, text_units, tokens_as_text
+from .bcos_text_units import check_granularity, check_knows_words, text_units, tokens_as_text
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class BcosTextClassificationPipeline(TextClassificationPipeline):
 
     Raises:
         TypeError: the model is not a B-cos model for sequence classification.
+        ValueError: the tokenizer knows no words; it comes from a folder that holds none.
 
     Example:
         >>> import bcos_transformers  # or trust_remote_code=True
@@ -63,6 +64,7 @@ class BcosTextClassificationPipeline(TextClassificationPipeline):
                 "explains nothing."
             )
         super().__init__(**kwargs)
+        check_knows_words(self.tokenizer)
 
     def check_model_type(self, supported_models: list[str] | dict) -> None:
         """Nothing to check: `__init__` has refused other models."""

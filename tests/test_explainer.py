@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_tokenizers import SlowTokenizer, byte_level, sentencepiece
+from transformers import AutoTokenizer, pipeline
 
 import bcos_transformers
 from bcos_transformers import BcosExplainer, TextExplanation
@@ -510,3 +511,13 @@ def test_a_model_with_an_adapter():
     with torch.no_grad():
         logits = adapted(**make_tokenizer()(["not very good"], return_tensors="pt")).logits
     assert explainer("not very good").logit == pytest.approx(float(logits.max()), **ABSOLUTE)
+
+
+def test_a_model_saved_without_its_tokenizer(tmp_path):
+    """transformers makes a tokenizer of five special tokens there; every word would be unknown."""
+    bcos_model().float().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="save_pretrained"):
+        BcosExplainer.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="special tokens and no others"):
+        pipeline("bcos-text-classification", model=bcos_model(), tokenizer=tokenizer)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bcos_transformers.explanations.encoding import EncodedText, TextEncoder
 from bcos_transformers.modeling.bcos_peft import refuse_virtual_tokens
+from bcos_transformers.modeling.bcos_text_units import check_knows_words
 
 WANTED = (
     "a string, a pair of strings (a tuple), a list of those, a mapping with `text` and `text_pair`, or the tokenizer's "
@@ -131,7 +132,7 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
 
     Raises:
         TypeError: not a B-cos model, one without a head, or not a tokenizer.
-        ValueError: the tokenizer belongs to another model, or the model has virtual tokens in front of the text.
+        ValueError: the tokenizer knows no words or belongs to another model, or the model has virtual tokens in front of the text.
     """
     if not hasattr(model, "explain") or not hasattr(model, "explanation_task"):
         raise TypeError(
@@ -146,6 +147,7 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"`tokenizer` must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
+    check_knows_words(tokenizer)
     refuse_virtual_tokens(model)
     embedded = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embedded:
