@@ -5,9 +5,16 @@ import threading
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from bcos_transformers.registration import ARCHITECTURES
 
+# Older releases call it gradient checkpointing.
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing"
+)
 COMMON = {"vocab_size": 60, "initializer_range": 0.4}
 BERT = {
     "hidden_size": 16,

@@ -14,7 +14,18 @@ from bcos_transformers.modeling import bcos_conversion
 from bcos_transformers.modeling.bcos_roles import ROLE_NAMES, ROLES
 from bcos_transformers.registration import ARCHITECTURES
 from conftest import relative_residual
-from contract import ALL, DECODERS, HEADS, ONE_HEAD, fill_biases, labels_for, tiny_config, tiny_inputs, tiny_model
+from contract import (
+    ALL,
+    CHECKPOINTING,
+    DECODERS,
+    HEADS,
+    ONE_HEAD,
+    fill_biases,
+    labels_for,
+    tiny_config,
+    tiny_inputs,
+    tiny_model,
+)
 
 heads = pytest.mark.parametrize(("name", "task"), HEADS)
 one_head = pytest.mark.parametrize(("name", "task"), ONE_HEAD)
@@ -35,7 +46,7 @@ class TestTraining:
         assert all("pooler" in n for n in unused), unused
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
-        model.activation_checkpointing_enable()
+        getattr(model, f"{CHECKPOINTING}_enable")()
         again = model(**inputs).loss
         again.backward()
         torch.testing.assert_close(again, loss)

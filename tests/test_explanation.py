@@ -11,7 +11,7 @@ from bcos_transformers import BcosBertModel, explanation_mode
 from bcos_transformers.modeling.bcos_layers import BcosLinear
 from bcos_transformers.modeling.bcos_state import EmbeddingRecorder, is_explaining
 from conftest import HEADS, batch, bcos_model, relative_residual
-from contract import explain_in_eight_threads
+from contract import CHECKPOINTING, explain_in_eight_threads
 
 EVERY = {"sequence-classification": "all", "token-classification": "all", "question-answering": "all"}
 
@@ -313,7 +313,7 @@ class TestState:
     def test_training_mode_explains_without_dropout_and_checkpointing(self):
         model, inputs = bcos_model(), batch()
         wanted = model.explain(**inputs).contributions
-        model.activation_checkpointing_enable()
+        getattr(model, f"{CHECKPOINTING}_enable")()
         model.train()
         assert torch.equal(model.explain(**inputs).contributions, wanted)
         assert model.bert.encoder.layer[0].gradient_checkpointing

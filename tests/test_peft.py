@@ -14,7 +14,7 @@ from transformers.utils import hub
 
 from bcos_transformers import assert_dynamic_linear, explain_generation, from_pretrained_bcos
 from conftest import relative_residual
-from contract import HEADS, ONE_HEAD, every_target, labels_for, public_logits, tiny_inputs, tiny_model
+from contract import CHECKPOINTING, HEADS, ONE_HEAD, every_target, labels_for, public_logits, tiny_inputs, tiny_model
 
 peft = pytest.importorskip("peft")
 from peft import (
@@ -175,7 +175,7 @@ class TestTraining:
             save_strategy="steps",
             save_steps=30,
             disable_tqdm=True,
-            activation_checkpointing=name == "llama",
+            **{CHECKPOINTING: name == "llama"},
         )
         adapted.eval()
         before = adapted(**inputs).loss

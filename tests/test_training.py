@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos, set_b
 from bcos_transformers.modeling.bcos_layers import BcosLinear
 from conftest import HEADS, batch, bcos_model, relative_residual
+from contract import CHECKPOINTING
 
 
 def examples(count: int = 32) -> list[dict]:
@@ -94,7 +95,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(checkpoint):
     for checkpointing in (False, True):
         model = converted(checkpoint)
         if checkpointing:
-            model.activation_checkpointing_enable()
+            getattr(model, f"{CHECKPOINTING}_enable")()
         model.train()
         torch.manual_seed(3)
         model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
@@ -103,7 +104,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(checkpoint):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("options", [{"activation_checkpointing": True}, {"bf16": True}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize("options", [{CHECKPOINTING: True}, {"bf16": True}], ids=lambda o: next(iter(o)))
 def test_trainer_options(checkpoint, tmp_path, options):
     before = converted(checkpoint).state_dict()
     model = train(converted(checkpoint), tmp_path, **options).model
