@@ -5,13 +5,18 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from bcos_transformers.data.packing import DataArguments
 from bcos_transformers.explanations.targets import token_name
+from bcos_transformers.explanations.text_explanation import TextExplanation
 from bcos_transformers.extras import require
+from bcos_transformers.hub import push_to_hub
+from bcos_transformers.hub_folder import save_card
+from bcos_transformers.model_card import CardFacts
 from bcos_transformers.modeling.bcos_generation import explain_generation
 
 try:
@@ -163,3 +168,40 @@ def masked_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int
 def reload(model_class, folder: str, device: torch.device) -> PreTrainedModel:
     """The saved model, loaded anew in float32: after training with bf16 or fp16 the one in memory still rounds."""
     return model_class.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+
+
+def card_and_push(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trainer: Trainer,
+    data_args: DataArguments,
+    conversion: str,
+    perplexities: dict[str, float],
+    explanation: TextExplanation,
+) -> str | None:
+    """Writes the model's card beside it; with `--push_to_hub` pushes all of it in one commit.
+
+    Returns:
+        The address of the commit, if there is one.
+    """
+    args = trainer.args
+    files = [Path(file).name for file in data_args.train_file or []]
+    after = perplexities["after training"]
+    others = "; ".join(f"{name}: {value:,.2f}" for name, value in perplexities.items() if name != "after training")
+    facts = CardFacts(
+        name=args.hub_model_id or Path(args.output_dir).name,
+        dataset=data_args.dataset_name or ", ".join(files),
+        dataset_id=data_args.dataset_name,
+        dataset_config=data_args.dataset_config_name,
+        results={"perplexity": after} if math.isfinite(after) else {},
+        evaluated_on="validation blocks",
+        setup=f"Perplexity of others on the same blocks: {others}. Seed {args.seed}, {trainer.state.global_step} steps, "
+        f"learning rate {args.learning_rate:g}; {args.device.type}, torch {torch.__version__}.",
+        conversion=conversion,
+    )
+    save_card(args.output_dir, model, facts, [explanation])
+    if not args.push_to_hub:
+        return None
+    options = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+    commit = push_to_hub(model, tokenizer, trainer.hub_model_id, facts=facts, explanations=explanation, **options)
+    return commit.commit_url

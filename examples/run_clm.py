@@ -22,19 +22,21 @@ from transformers import (
     set_seed,
 )
 
-from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
+from bcos_transformers import BcosAnnealingCallback, BcosHubCallback, from_pretrained_bcos
 from bcos_transformers.data.packing import DataArguments, Marks, load_blocks
 from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.language_modeling import (
     ModelArguments,
     PretrainingArguments,
     beginning,
+    card_and_push,
     choose_block_size,
     conventional_trainer,
     generation_table,
     perplexity,
     reload,
 )
+from bcos_transformers.model_card import conversion_in_words
 
 
 def main() -> None:
@@ -58,6 +60,7 @@ def main() -> None:
         callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    conversion = conversion_in_words(model)
     console.print(str(model.conversion_report), style="dim", highlight=False)
     use_cache = model.config.use_cache
 
@@ -67,6 +70,8 @@ def main() -> None:
     }
     del conventional
 
+    if args.push_to_hub:
+        callbacks.append(BcosHubCallback())
     console.rule("B-cos training")
     trainer = Trainer(
         model=model,
@@ -90,11 +95,13 @@ def main() -> None:
     console.rule("Why this next token")
     model = reload(AutoModelForCausalLM, args.output_dir, args.device)
     explainer = BcosExplainer(model, tokenizer, granularity="token")
-    console.print(explainer(prompt).to_terminal(), "")
+    explanation = explainer(prompt)
+    console.print(explanation.to_terminal(), "")
     console.print("The continuation, token by token:", generation_table(model, tokenizer, prompt))
-    console.print(f"Model and code: {args.output_dir}", highlight=False)
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    pushed = card_and_push(model, tokenizer, trainer, data_args, conversion, perplexities, explanation)
+    console.print(f"Model, code and card: {args.output_dir}", highlight=False)
+    if pushed:
+        console.print(f"Pushed: {pushed}", highlight=False)
 
 
 if __name__ == "__main__":

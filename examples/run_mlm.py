@@ -25,19 +25,21 @@ from transformers import (
     set_seed,
 )
 
-from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos
+from bcos_transformers import BcosAnnealingCallback, BcosHubCallback, from_pretrained_bcos
 from bcos_transformers.data.packing import DataArguments, Marks, load_blocks
 from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.language_modeling import (
     ModelArguments,
     PretrainingArguments,
     beginning,
+    card_and_push,
     choose_block_size,
     conventional_trainer,
     masked_text,
     perplexity,
     reload,
 )
+from bcos_transformers.model_card import conversion_in_words
 
 
 @dataclass
@@ -106,6 +108,7 @@ def main() -> None:
         callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    conversion = conversion_in_words(model)
     console.print(str(model.conversion_report), style="dim", highlight=False)
     share = masking_args.mlm_probability
     validation = mask_once(validation, DataCollatorForLanguageModeling(tokenizer, mlm_probability=share, seed=0))
@@ -117,6 +120,8 @@ def main() -> None:
     perplexities = {"conventional": perplexity(conventional_trainer(conventional, args, collator), validation)}
     del conventional
 
+    if args.push_to_hub:
+        callbacks.append(BcosHubCallback())
     console.rule("B-cos training")
     trainer = Trainer(
         model=model,
@@ -139,11 +144,13 @@ def main() -> None:
     console.rule("Why this word")
     model = reload(AutoModelForMaskedLM, args.output_dir, args.device)
     explainer = BcosExplainer(model, tokenizer, granularity="token")
-    console.print(explainer(text, position=position).to_terminal(), "")
+    explanation = explainer(text, position=position)
+    console.print(explanation.to_terminal(), "")
     console.print(f"The word that was masked: {word}", highlight=False, markup=False)
-    console.print(f"Model and code: {args.output_dir}", highlight=False)
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    pushed = card_and_push(model, tokenizer, trainer, data_args, conversion, perplexities, explanation)
+    console.print(f"Model, code and card: {args.output_dir}", highlight=False)
+    if pushed:
+        console.print(f"Pushed: {pushed}", highlight=False)
 
 
 if __name__ == "__main__":

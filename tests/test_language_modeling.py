@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset
+from test_hub import missing_code, server  # noqa: F401 - a Hub on loopback
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -304,6 +305,26 @@ def test_causal_example(llama_checkpoint, files, tmp_path, monkeypatch, capsys, 
     assert model.config.b == 1.25
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "out" / "modeling_bcos_llama.py").exists()
+    assert "trust_remote_code=True" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own upload of large files
+def test_every_push_of_the_example_can_be_loaded(llama_checkpoint, files, tmp_path, monkeypatch, capsys, server):  # noqa: F811
+    data = ("--train_file", files["train"], "--validation_file", files["validation"], "--block_size", "16")
+    hub = ("--push_to_hub", "True", "--hub_model_id", "tester/stories", "--hub_strategy", "every_save")
+    steps = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4")
+    source = ("--model_name_or_path", str(llama_checkpoint))
+    output = run(monkeypatch, capsys, run_clm, tmp_path, *source, *data, *hub, *steps, *COMMON)
+    assert "Pushed: " in output
+    commits = server.history("tester/stories")
+    assert len(commits) > 1
+    for commit in commits:
+        assert not missing_code(commit.files), commit.message
+    card = commits[-1].files["README.md"].decode()
+    assert "type: perplexity" in card
+    assert "right after conversion:" in card
+    assert "explanation.png" in commits[-1].files
+    AutoModelForCausalLM.from_pretrained("tester/stories")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
