@@ -131,7 +131,8 @@ class BcosHubCallback(TrainerCallback):
                 f"BcosHubCallback writes the code of B-cos models; {type(model).__name__} is none. Convert it with "
                 "bcos_transformers.from_pretrained_bcos, or leave the callback out."
             )
-        if state.is_world_process_zero:
+        # Of a PeftModel the Trainer uploads the adapter, whose base model brings the code.
+        if state.is_world_process_zero and not hasattr(model, "peft_config"):
             write_code(model, args.output_dir)
 
 

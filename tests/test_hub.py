@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -477,6 +478,16 @@ def test_the_callback_is_needed_and_for_bcos_models_only(tmp_path, model):
     assert missing_code(files)
     with pytest.raises(TypeError, match="from_pretrained_bcos"):
         BcosHubCallback().on_train_begin(None, None, None, model=BertForSequenceClassification(tiny_config()))
+
+
+def test_an_adapter_alone_needs_no_code(tmp_path, model):
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2, task_type="SEQ_CLS"))
+    state = SimpleNamespace(is_world_process_zero=True)
+    args = SimpleNamespace(output_dir=str(tmp_path / "out"))
+    BcosHubCallback().on_train_begin(args, state, None, model=adapted)
+    assert not (tmp_path / "out").exists()
+    BcosHubCallback().on_train_begin(args, state, None, model=bcos_model())
+    assert (tmp_path / "out" / "modeling_bcos_bert.py").is_file()
 
 
 def test_the_example_runs(hub, checkpoint, tmp_path, capsys, monkeypatch):

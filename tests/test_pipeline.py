@@ -210,6 +210,14 @@ def test_model_and_tokenizer_stay_as_they_were(model, tokenizer):
     assert tokenizer.backend_tokenizer.to_str() == backend
 
 
+def test_a_tokenizer_that_cuts_and_pads_by_itself_goes_on_doing_so(model, tokenizer):
+    tokenizer.backend_tokenizer.enable_truncation(max_length=9)
+    tokenizer.backend_tokenizer.enable_padding(length=12, pad_token="[PAD]")
+    before = tokenizer.backend_tokenizer.to_str()
+    pipeline(TASK, model=model, tokenizer=tokenizer)([*TEXTS, LONG], batch_size=2)
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
 def test_registration_is_idempotent(caplog):
     entry = PIPELINE_REGISTRY.supported_tasks[TASK]
     with caplog.at_level("WARNING"):
