@@ -9,7 +9,10 @@ from pathlib import Path
 if not (Path(__file__).parent / "modeling").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
+from bcos_transformers.calibration import match_output_scales
 from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
+from bcos_transformers.data.masking import MaskingCollator
+from bcos_transformers.distillation import DistillationCallback
 from bcos_transformers.explanations import (
     BcosExplainer,
     TextExplanation,
@@ -39,6 +42,8 @@ __all__ = [
     "BcosTextClassificationPipeline",
     "CardFacts",
     "ConversionReport",
+    "DistillationCallback",
+    "MaskingCollator",
     "TextExplanation",
     "WordScore",
     "assert_dynamic_linear",
@@ -47,6 +52,7 @@ __all__ = [
     "from_pretrained_bcos",
     "load_bcos_model",
     "load_explanations",
+    "match_output_scales",
     "push_to_hub",
     "save_explanations",
     "set_b",
