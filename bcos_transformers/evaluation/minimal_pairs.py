@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-import torch
-
+from bcos_transformers.evaluation.bootstrap import bootstrap_interval as bootstrap_interval
 from bcos_transformers.evaluation.contrastive import METHODS, ContrastivePrompt, probabilities, word_scores
 
 NO_EVIDENCE = "evidence not found in the prefix"
@@ -210,30 +209,6 @@ def expected_reciprocal_rank(words: int, evidence: int) -> float:
         raise ValueError(f"There must be 1 to {words} evidence words, got {evidence}.")
     ways = sum(math.comb(words - rank, evidence - 1) / rank for rank in range(1, words - evidence + 2))
     return ways / math.comb(words, evidence)
-
-
-def bootstrap_interval(
-    groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean of the groups' means, and the ends of its percentile bootstrap interval.
-
-    Values are drawn anew within their groups. One group makes it the interval of a plain mean.
-
-    Raises:
-        ValueError: an empty group, or none.
-    """
-    if not groups or not all(len(group) for group in groups):
-        raise ValueError("Every group needs a value, and there must be a group.")
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.zeros(resamples, dtype=torch.float64)
-    center = 0.0
-    for group in groups:
-        values = torch.tensor(group, dtype=torch.float64)
-        drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
-        means += values[drawn].mean(-1) / len(groups)
-        center += values.mean().item() / len(groups)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return center, low, high
 
 
 def evaluate_pairs(

@@ -1,0 +1,34 @@
+"""Whether explanations stay the same under other circumstances, as an `evaluate` module."""
+
+from dataclasses import asdict
+
+import datasets
+import evaluate
+
+from bcos_transformers.evaluation.reliability import stability
+
+DESCRIPTION = """\
+Compares explanations of the same texts under two circumstances (alone and in a batch, two dtypes, two attention kernels;
+`bcos_transformers.evaluation.reliability.explanations_under` makes them for B-cos models): largest difference over the
+largest score of the text, and lowest rank correlation."""
+
+INPUTS = """\
+Args:
+    predictions: of each text, one score a token.
+    references: the same under the other circumstance."""
+
+
+class StabilityOfExplanations(evaluate.Metric):
+    """See `DESCRIPTION` and `INPUTS`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        scores = datasets.Sequence(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": scores, "references": scores}),
+        )
+
+    def _compute(self, predictions, references) -> dict:
+        return asdict(stability(predictions, references))
