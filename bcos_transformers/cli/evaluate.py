@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from bcos_transformers.cli.explain import BatchSizeOption, MaxLengthOption, StrideOption
-from bcos_transformers.cli.files import read_table
+from bcos_transformers.cli.faithfulness import (
+    AgainstOption,
+    FaithfulnessOption,
+    LimitOption,
+    MethodsOption,
+    RationaleOption,
+    check_usage,
+    faithfulness_table,
+    json_rows,
+    measure_faithfulness,
+)
+from bcos_transformers.cli.files import read_rationales, read_table
 from bcos_transformers.cli.models import ModelArgument, RevisionOption, load_model, load_tokenizer
 from bcos_transformers.cli.output import JsonOption, console, emit, facts_table
 from bcos_transformers.cli.texts import DEFAULT_COLUMN, PairColumnOption, Text, check_unicode
@@ -70,13 +81,24 @@ def evaluate(
     stride: StrideOption = None,
     max_length: MaxLengthOption = None,
     batch_size: BatchSizeOption = 32,
+    faithfulness: FaithfulnessOption = None,
+    against: AgainstOption = None,
+    methods: MethodsOption = None,
+    rationale_column: RationaleOption = None,
+    limit: LimitOption = None,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a text classifier: accuracy, macro F1, and how exactly the contributions add up to the logits.
 
     Labels are names or indices of the model's labels. Every prediction is explained on the way.
+
+    --faithfulness also measures how faithful the explanations are, beside those of post-hoc methods: comprehensiveness,
+    sufficiency, the sequence pointing game, agreement with rationales, cost. It writes table.csv, table.md, table.tex,
+    records.jsonl and faithfulness.png, and goes on where it was interrupted.
     """
+    options = {"--against": against, "--methods": methods, "--rationale-column": rationale_column, "--limit": limit}
+    check_usage(faithfulness, options, pair_column, stride)
     require("sklearn.metrics", "eval")
     rows = read_labelled(file, text_column, label_column, pair_column)
     if not rows.texts:
@@ -88,10 +110,21 @@ def evaluate(
         loaded, load_tokenizer(model, revision), batch_size=batch_size, max_length=max_length, stride=stride
     )
     measured = measure(explainer, rows.texts, labels)
-    if as_json:
-        emit({"model": model, "file": str(file), **asdict(measured)})
-    else:
+    document: dict[str, Any] = {"model": model, "file": str(file), **asdict(measured)}
+    if not as_json:
         console().print(facts_table({"model": model, "file": file, **measured_rows(measured)}))
+    if faithfulness is not None:
+        marks = read_rationales(file, rationale_column) if rationale_column else None
+        models = {model: (loaded, explainer.tokenizer), **{name: name for name in against or ()}}
+        frame = measure_faithfulness(
+            models, rows.texts, labels, marks, faithfulness, methods, limit, explainer.max_length
+        )
+        document["faithfulness"] = json_rows(frame)
+        if not as_json:
+            console().print(faithfulness_table(frame))
+            console().print(f"Table, figure and records: {faithfulness}")
+    if as_json:
+        emit(document)
 
 
 def read_labelled(file: Path, text_column: str, label_column: str, pair_column: str | None) -> LabelledTexts:

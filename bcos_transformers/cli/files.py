@@ -75,6 +75,24 @@ def read_table(path: Path, columns: list[str]) -> list[Row]:
     return [Row({column: _entry(row, column, place) for column in columns}, place) for place, row in rows]
 
 
+def read_rationales(path: Path, column: str) -> list[Any]:
+    """A column of rationales of a jsonl file: lists of 0 and 1 for each word, or of character spans.
+
+    Raises:
+        ValueError: another kind of file, no such column, or an entry that is no list.
+        OSError: the file cannot be read.
+    """
+    if path.suffix.lower() != ".jsonl":
+        raise ValueError(f"Rationales are lists, which {path} cannot hold; give a .jsonl file.")
+    rationales = []
+    for place, row in _json_lines(decode(path.read_bytes(), str(path)), path):
+        value = row.get(column)
+        if column not in row or not isinstance(value, (list, type(None))):
+            raise ValueError(f"{column!r} of {place} must be a list of marks or character spans, got {value!r:.60}.")
+        rationales.append(value)
+    return rationales
+
+
 def _json_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
