@@ -27,6 +27,7 @@ PIPELINE_TAGS = {
 }
 FIRST_FIELDS = ["language", "license", "library_name", "base_model", "base_model_relation", "pipeline_tag", "tags"]
 NOT_A_SHARE = ("loss", "perplexity", "bits", "error", "mse", "mae", "correlation", "matthews")
+FAITHFULNESS = ("comprehensiveness", "sufficiency", "seqpg", "cost")
 MAX_LABELS = 20  # that the card lists
 
 
@@ -41,6 +42,10 @@ class CardFacts:
             are.
         evaluated_on: which data the results are from.
         conventional_results: the same for the conventional model fine-tuned alike, if there is one.
+        faithfulness: how faithful explanations are, one line for each model and method: `model` and `method` in words,
+            `comprehensiveness`, `sufficiency` and `seqpg` as areas and shares, `cost` in forward passes; numbers may be
+            None.
+        faithfulness_of: on what that was measured, in words.
         setup: machine, seed, epochs and learning rate, in words.
         largest_residual: largest |logit − Σ contributions| / max |contribution| that was seen.
         conversion: the conversion report in words; by default the model's own, if it was converted in this process.
@@ -66,6 +71,8 @@ class CardFacts:
     results: dict[str, float] = field(default_factory=dict)
     evaluated_on: str = ""
     conventional_results: dict[str, float] = field(default_factory=dict)
+    faithfulness: list[dict[str, Any]] = field(default_factory=list)
+    faithfulness_of: str = ""
     setup: str = ""
     largest_residual: float | None = None
     conversion: str = ""
@@ -88,7 +95,7 @@ class CardFacts:
         """Refuses what cannot be printed; called again when the card is written."""
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"A card needs the name of the model or its repository, got {self.name!r}.")
-        for name in ("dataset", "evaluated_on", "setup", "conversion", "intended_use", "limits"):
+        for name in ("dataset", "evaluated_on", "faithfulness_of", "setup", "conversion", "intended_use", "limits"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"`{name}` of a card is a string, got {getattr(self, name)!r}.")
         for name in ("licence", "dataset_id", "dataset_config", "dataset_split", "base_model", "example_text", "date"):
@@ -104,6 +111,15 @@ class CardFacts:
             for metric, value in results.items():
                 if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
                     raise ValueError(f"`{name}[{metric!r}]` of a card must be a finite number, got {value!r}.")
+        for line in self.faithfulness:
+            numbers = [line.get(name) for name in FAITHFULNESS]
+            names = isinstance(line.get("model"), str) and isinstance(line.get("method"), str)
+            finite = all(n is None or (isinstance(n, Real) and math.isfinite(n)) for n in numbers)
+            if not names or not finite:
+                raise ValueError(
+                    "`faithfulness` of a card has lines with `model` and `method`, and finite numbers or None for "
+                    f"{', '.join(FAITHFULNESS)}; got {line!r}."
+                )
         residual = self.largest_residual
         if residual is not None and (not isinstance(residual, Real) or not math.isfinite(residual)):
             raise ValueError(f"`largest_residual` of a card must be a finite number, got {residual!r}.")

@@ -5,7 +5,9 @@
 
 Without arguments the models of `examples/run_classification.py --compare` on the embedded reviews. Writes `table.csv`,
 `table.md`, `table.tex`, `records.jsonl` and `faithfulness.png` into `--output`. Interrupted, it goes on where it stopped.
-On several processes, with the same result: `accelerate launch --num_processes 2 benchmarks/faithfulness.py …`.
+On several processes, with the same result: `accelerate launch --multi_gpu --num_processes 2 benchmarks/faithfulness.py …`,
+which works without a GPU too (`--cpu` starts one process, whatever the number). Cells are the same to the last digit where
+each process has as many threads, `OMP_NUM_THREADS=1`.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import logging
 import os
 from pathlib import Path
 
+import torch
 import transformers
 
 from bcos_transformers.data import reviews_file
@@ -24,10 +27,10 @@ from bcos_transformers.evaluation.report import markdown, write_report
 def main() -> None:
     """Runs what is missing, then writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, default=reviews_file("test"), help="JSON lines with text and label")
+    parser.add_argument("--file", type=Path, help="JSON lines with text and label; default: the embedded reviews")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--label-column", default="label")
-    parser.add_argument("--rationale-column", default="rationale", help="0/1 for each word, or character spans")
+    parser.add_argument("--rationale-column", help="0/1 for each word, or character spans; default: none")
     parser.add_argument(
         "--model", action="append", help="NAME=directory or Hub id; the first makes the pairs of SeqPG"
     )
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="so many texts at most, chosen by --seed")
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--min-probability", type=float, default=0.8, help="of the class of a text in a pair")
     parser.add_argument("--replacement", default="mask", choices=("mask", "attention"))
     parser.add_argument("--search-budget", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
@@ -45,17 +49,25 @@ def main() -> None:
     given = args.model or ["conventional=runs/reviews/conventional", "B-cos=runs/reviews"]
     if any("=" not in model for model in given):
         parser.error("--model needs NAME=directory or Hub id")
+    models = dict(model.split("=", 1) for model in given)
+    if len(models) != len(given):
+        parser.error("--model needs a name of its own for every model")
+    if args.file is None:
+        examples = read_examples(reviews_file("test"), rationale_column="rationale")
+    else:
+        examples = read_examples(args.file, args.text_column, args.label_column, args.rationale_column)
     settings = BenchmarkSettings(
         max_length=args.max_length,
         limit=args.limit,
         replacement=args.replacement,
         pairs=args.pairs,
+        min_probability=args.min_probability,
         search_budget=args.search_budget,
         seed=args.seed,
     )
     benchmark = FaithfulnessBenchmark(
-        dict(model.split("=", 1) for model in given),
-        read_examples(args.file, args.text_column, args.label_column, args.rationale_column),
+        models,
+        examples,
         args.output,
         args.methods,
         settings,
@@ -63,6 +75,10 @@ def main() -> None:
     cells = benchmark.run()
     if int(os.environ.get("RANK", "0")) == 0:
         print(markdown(write_report(cells, args.output)))  # noqa: T201
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if all("error" in cell for cell in cells):
+        parser.exit(1, "No method could be measured.\n")
 
 
 if __name__ == "__main__":

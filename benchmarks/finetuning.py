@@ -37,13 +37,14 @@ class Task:
     max_length: int = 128
     train_texts: int | None = None
     epochs: int = 3
+    texts_at_once: int = 32  # of the batch of 32; long texts leave the processor's caches otherwise
 
 
 TASKS = {
     "sst2": Task("sst2", ("negative", "positive")),
     "ag_news": Task("ag_news", ("World", "Sports", "Business", "Sci/Tech"), train_texts=4000),
     "hatexplain": Task("hatexplain", ("normal", "toxic"), "binary_label", train_texts=6000),
-    "imdb": Task("imdb", ("negative", "positive"), max_length=256, train_texts=2000),
+    "imdb": Task("imdb", ("negative", "positive"), max_length=256, train_texts=2000, texts_at_once=4),
 }
 
 
@@ -67,6 +68,7 @@ class Setting:
     anneal: float = 0.0
     match_scales: bool = True
     adapt_epochs: int = 0
+    train_texts: int | None = None
 
     @property
     def conventional(self) -> bool:
@@ -96,14 +98,14 @@ def conventional(task: str, seed: int, mask_share: float = 0.0) -> Setting:
     )
 
 
-def load_task(task: Task, data: Path, splits: tuple[str, ...] = ("train", "validation", "test")) -> DatasetDict:
+def load_task(task: Task, data: Path, train_texts: int | None = None) -> DatasetDict:
     """The rows of a task with `text` and `label`; the training texts are the first ones of a fixed shuffle."""
     loaded = {}
-    for split in splits:
+    for split in ("train", "validation", "test"):
         rows = read_rows(task, data, split)
         dataset = Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in rows])
-        if split == "train" and task.train_texts:
-            dataset = dataset.shuffle(seed=0).select(range(task.train_texts))
+        if split == "train" and (count := train_texts or task.train_texts):
+            dataset = dataset.shuffle(seed=0).select(range(count))
         loaded[split] = dataset
     return DatasetDict(loaded)
 
@@ -149,7 +151,7 @@ def _finetune(setting: Setting, data: Path, folder: Path, teacher: Path | None) 
     task = TASKS[setting.task]
     set_seed(setting.seed)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    rows = load_task(task, data).map(
+    rows = load_task(task, data, setting.train_texts).map(
         lambda batch: tokenizer(batch["text"], truncation=True, max_length=task.max_length), batched=True
     )
     rows = rows.remove_columns("text")
@@ -203,8 +205,9 @@ def _train(setting, model, rows, tokenizer, folder, teacher, epochs, label_free=
         output_dir=str(folder),
         num_train_epochs=epochs,
         learning_rate=setting.lr,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=128,
+        per_device_train_batch_size=TASKS[setting.task].texts_at_once,
+        gradient_accumulation_steps=32 // TASKS[setting.task].texts_at_once,
+        per_device_eval_batch_size=TASKS[setting.task].texts_at_once,
         weight_decay=0.01,
         warmup_steps=0.1,
         bf16=True,

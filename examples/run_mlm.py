@@ -50,7 +50,7 @@ class MaskingArguments:
 
 
 @dataclass
-class MaskingCollator:
+class BlockMaskingCollator:
     """Masks training blocks anew at every pass, and leaves those alone that have been masked before.
 
     Args:
@@ -114,7 +114,7 @@ def main() -> None:
     validation = mask_once(validation, DataCollatorForLanguageModeling(tokenizer, mlm_probability=share, seed=0))
     if not len(validation):
         raise SystemExit("No token of the validation data was masked; give more text, or a larger --mlm_probability.")
-    collator = MaskingCollator(DataCollatorForLanguageModeling(tokenizer, mlm_probability=share))
+    collator = BlockMaskingCollator(DataCollatorForLanguageModeling(tokenizer, mlm_probability=share))
 
     conventional = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32)
     perplexities = {"conventional": perplexity(conventional_trainer(conventional, args, collator), validation)}

@@ -28,6 +28,7 @@ class Commit:
 @dataclass
 class Repo:
     private: bool
+    kind: str = "model"  # or "space"
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, list[str]] = field(default_factory=dict)  # branch -> its commits, oldest first
 
@@ -153,7 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
     def repo_of(self, repo: str, write: bool = False) -> Repo:
         found = self.hub.repos.get(repo)
         # A private repository does not exist for those who may not read it.
-        if found is None or (found.private and self.user != repo.partition("/")[0]):
+        kind = "space" if re.match(r"/(api/)?spaces/", unquote(self.path)) else "model"
+        if found is None or found.kind != kind or (found.private and self.user != repo.partition("/")[0]):
             raise Refusal(401 if self.user is None else 404, "Repository not found", "RepoNotFound")
         if write and self.need_user() != repo.partition("/")[0]:
             raise Refusal(403, f"You may not write to {repo}.")
@@ -178,7 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
         if owner != user:
             raise Refusal(403, f"You may not create repositories of {owner}.")
         private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
-        self.hub.repos[repo] = Repo(private)
+        kind = wanted.get("type", "model")
+        if kind == "space" and wanted.get("sdk") not in ("static", "gradio", "docker"):
+            raise Refusal(400, "A Space needs an sdk.")
+        self.hub.repos[repo] = Repo(private, kind)
         self.hub.repos[repo].commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self.answer(200, {"url": f"{self.hub.url}/{repo}", "name": repo})
 
@@ -302,18 +307,19 @@ def _oid(path: str, content: bytes) -> str:
 
 # A branch or commit; pull requests have slashes in their names.
 REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
+API = r"/api/(?:models|spaces)"
 ROUTES = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate),
-    (rf"POST /api/models/{REPO}/preupload/{REVISION}", _Handler.preupload),
-    (rf"POST /api/models/{REPO}/commit/{REVISION}", _Handler.commit),
-    (rf"POST /api/models/{REPO}/branch/(?P<branch>[^/]+)", _Handler.branch),
+    (rf"POST {API}/{REPO}/preupload/{REVISION}", _Handler.preupload),
+    (rf"POST {API}/{REPO}/commit/{REVISION}", _Handler.commit),
+    (rf"POST {API}/{REPO}/branch/(?P<branch>[^/]+)", _Handler.branch),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     (r"PUT /large-files/(?P<oid>[0-9a-f]{64})", _Handler.upload),
     (r"POST /large-files/(?P<oid>[0-9a-f]{64})/verify", _Handler.verify),
-    (rf"GET /api/models/{REPO}", _Handler.info),
-    (rf"GET /api/models/{REPO}/revision/{REVISION}", _Handler.info),
-    (rf"GET /api/models/{REPO}/tree/{REVISION}(?P<folder>/.*)?", _Handler.tree),
-    (rf"(GET|HEAD) /{REPO}/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),
+    (rf"GET {API}/{REPO}", _Handler.info),
+    (rf"GET {API}/{REPO}/revision/{REVISION}", _Handler.info),
+    (rf"GET {API}/{REPO}/tree/{REVISION}(?P<folder>/.*)?", _Handler.tree),
+    (rf"(GET|HEAD) /(?:spaces/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),
 ]

@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from attribution_toys import TARGET, TEXTS, Additive, alone, classifiers, conventional, encoded, method_of
 from tiny_tokenizers import sentencepiece
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from attribution_toys import TARGET, TEXTS, Additive, alone, classifiers, conventional, encoded, method_of
 from bcos_transformers.evaluation.baselines import METHODS, CostMeter, build_method
 from bcos_transformers.evaluation.baselines.embedded import reference_token
 from conftest import bcos_model, make_tokenizer

@@ -422,7 +422,8 @@ def test_finetune_learns_from_files_and_leaves_what_push_reads(checkpoint, label
     columns = ("--text-column", "review", "--label-column", "stars")
     result = cli(
         *("finetune", checkpoint, "--train-file", labelled, "--validation-file", labelled, "--output", out, *columns),
-        *("--epochs", 15, "--learning-rate", "0.02", "--batch-size", 4, "--b", 1.25, "--json"),
+        *("--epochs", 15, "--learning-rate", "0.01", "--batch-size", 4, "--b", 1.25, "--json"),
+        *("--no-distil", "--mask-share", 0),
     )
     found = json.loads(result.stdout)
     assert found["accuracy"] == 1.0
@@ -448,6 +449,25 @@ def test_finetune_learns_from_files_and_leaves_what_push_reads(checkpoint, label
     config = load_bcos_model(tmp_path / "more").config
     assert (config.b, config.id2label) == (1.25, {0: "0", 1: "1", 2: "2"})
     assert "is not empty" in cli(*more, code=1).stderr
+
+
+def test_finetune_learns_from_the_conventional_model(checkpoint, labelled, tmp_path):
+    columns = ("--text-column", "review", "--label-column", "stars")
+    options = ("finetune", checkpoint, "--train-file", labelled, *columns, "--epochs", 1, "--json")
+    said = cli(*options, "--output", tmp_path / "distilled").stderr
+    assert "from which the B-cos model will learn" in said
+    assert "from which" not in cli(*options, "--output", tmp_path / "alone", "--no-distil").stderr
+    distilled, alone = (load_bcos_model(tmp_path / name) for name in ("distilled", "alone"))
+    for model in (distilled, alone):
+        assert not model.config.normalize_weights
+        assert model.bert.encoder.layer[0].attention.self.query.bias is not None
+        assert model.bert.encoder.layer[0].attention.self.value.bias is None
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(distilled.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+    more = cli("finetune", tmp_path / "alone", *options[2:], "--output", tmp_path / "more").stderr
+    assert "from which" not in more  # a B-cos model has no conventional one to learn from
 
 
 def test_finetune_mistakes(checkpoint, labelled, tmp_path, monkeypatch):

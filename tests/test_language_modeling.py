@@ -351,7 +351,7 @@ def test_validation_masks_stay_the_same(tokenizer):
     assert first.to_list() == second.to_list()
     assert all(max(row["labels"]) >= 0 for row in first)
     assert len({tuple(row["input_ids"]) for row in first}) > 10
-    collator = run_mlm.MaskingCollator(DataCollatorForLanguageModeling(tokenizer))
+    collator = run_mlm.BlockMaskingCollator(DataCollatorForLanguageModeling(tokenizer))
     assert collator(first.to_list())["input_ids"].tolist() == first["input_ids"][:]
     anew = [collator(blocks.to_list())["labels"].tolist() for _ in range(2)]
     assert anew[0] != anew[1]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import evaluate
 import pytest
+from hub_server import running_hub
+from huggingface_hub import HfApi, constants
 from test_perturbation import IDS, SCORES, WEIGHTS
 
 import bcos_transformers
@@ -99,3 +101,42 @@ def test_errors_reach_the_user(tokenizer):
     metric = evaluate.load(str(METRICS / "perturbation"))
     with pytest.raises(ValueError, match="scores for a text of 6 tokens"):
         metric.compute(predictions=[SCORES[:-1]], references=[IDS], model=ToyClassifier({}), tokenizer=tokenizer)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback that huggingface_hub and evaluate know, and nothing of the user's own."""
+    with running_hub() as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_tester")
+        monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", False)
+        monkeypatch.setattr(evaluate.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+        monkeypatch.setattr(
+            evaluate.config, "HUB_EVALUATE_URL", running.url + "/spaces/{path}/resolve/{revision}/{name}"
+        )
+        monkeypatch.setattr(evaluate.config, "HF_EVALUATE_CACHE", tmp_path / "cache")
+        yield running
+
+
+def test_a_metric_folder_is_uploaded_as_a_space_and_loaded_from_there(hub, tokenizer):
+    api = HfApi(endpoint=hub.url)
+    folder = METRICS / "perturbation"
+    api.create_repo("tester/perturbation", repo_type="space", space_sdk="static")
+    api.upload_folder(
+        repo_id="tester/perturbation", folder_path=folder, repo_type="space", ignore_patterns="__pycache__*"
+    )
+    names = {"README.md", "requirements.txt", "perturbation.py"}
+    assert hub.repos["tester/perturbation"].kind == "space"
+    assert hub.files("tester/perturbation") == {name: (folder / name).read_bytes() for name in names}
+    assert "POST /api/validate-yaml" in hub.requests
+    found = evaluate.load("tester/perturbation").compute(
+        predictions=[SCORES], references=[IDS], model=ToyClassifier(WEIGHTS), tokenizer=tokenizer
+    )
+    (direct,) = perturbation_scores(Classifier(ToyClassifier(WEIGHTS), tokenizer), rows_of(tokenizer, [IDS]), [SCORES])
+    assert found["comprehensiveness"] == direct.comprehensiveness
+    assert "GET /spaces/tester/perturbation/resolve/main/perturbation.py" in hub.requests

@@ -106,6 +106,18 @@ def test_every_head_has_code_that_compiles(name, task):
     assert metadata(card)["pipeline_tag"]
 
 
+def test_faithfulness_is_a_table():
+    line = {"model": "this | one", "method": "bcos", "comprehensiveness": 0.567, "sufficiency": -0.0194, "seqpg": None}
+    facts = CardFacts("org/name", faithfulness=[{**line, "cost": 2.0}], faithfulness_of="60 texts")
+    card = render_model_card(tiny_model("bert", "sequence-classification"), facts)
+    assert "| 56.7 | -1.9 | – | 2.0 |" in card
+    assert "this | one" not in card
+    assert "Measured on 60 texts." in card
+    for wrong in ({"method": "bcos"}, {**line, "sufficiency": float("nan")}):
+        with pytest.raises(ValueError, match="`faithfulness` of a card"):
+            CardFacts("org/name", faithfulness=[wrong])
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

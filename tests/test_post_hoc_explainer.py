@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from attribution_toys import TARGET, TEXTS, classifiers, conventional, encoded, method_of
 from torch import nn
 
+from attribution_toys import TARGET, TEXTS, classifiers, conventional, encoded, method_of
 from bcos_transformers import BcosExplainer
 from bcos_transformers.evaluation.baselines import METHODS, CostMeter, build_method
 from bcos_transformers.evaluation.post_hoc_explainer import PostHocExplainer

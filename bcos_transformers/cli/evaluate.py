@@ -14,11 +14,13 @@ from bcos_transformers.cli.faithfulness import (
     FaithfulnessOption,
     LimitOption,
     MethodsOption,
+    PairsOption,
     RationaleOption,
     check_usage,
     faithfulness_table,
     json_rows,
     measure_faithfulness,
+    prepare_faithfulness,
 )
 from bcos_transformers.cli.files import read_rationales, read_table
 from bcos_transformers.cli.models import ModelArgument, RevisionOption, load_model, load_tokenizer
@@ -86,6 +88,7 @@ def evaluate(
     methods: MethodsOption = None,
     rationale_column: RationaleOption = None,
     limit: LimitOption = None,
+    pairs: PairsOption = None,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,8 +100,11 @@ def evaluate(
     sufficiency, the sequence pointing game, agreement with rationales, cost. It writes table.csv, table.md, table.tex,
     records.jsonl and faithfulness.png, and goes on where it was interrupted.
     """
-    options = {"--against": against, "--methods": methods, "--rationale-column": rationale_column, "--limit": limit}
-    check_usage(faithfulness, options, pair_column, stride)
+    options = {
+        **{"--against": against, "--methods": methods, "--rationale-column": rationale_column},
+        **{"--limit": limit, "--pairs": pairs},
+    }
+    check_usage(model, faithfulness, options, pair_column, stride)
     require("sklearn.metrics", "eval")
     rows = read_labelled(file, text_column, label_column, pair_column)
     if not rows.texts:
@@ -109,16 +115,25 @@ def evaluate(
     explainer = BcosExplainer(
         loaded, load_tokenizer(model, revision), batch_size=batch_size, max_length=max_length, stride=stride
     )
+    benchmark = None
+    if faithfulness is not None:
+        benchmark = prepare_faithfulness(
+            {model: (loaded, explainer.tokenizer), **{name: name for name in against or ()}},
+            rows,
+            labels,
+            read_rationales(file, rationale_column) if rationale_column else None,
+            faithfulness,
+            methods,
+            limit,
+            pairs,
+            explainer.max_length,
+        )
     measured = measure(explainer, rows.texts, labels)
     document: dict[str, Any] = {"model": model, "file": str(file), **asdict(measured)}
     if not as_json:
         console().print(facts_table({"model": model, "file": file, **measured_rows(measured)}))
-    if faithfulness is not None:
-        marks = read_rationales(file, rationale_column) if rationale_column else None
-        models = {model: (loaded, explainer.tokenizer), **{name: name for name in against or ()}}
-        frame = measure_faithfulness(
-            models, rows.texts, labels, marks, faithfulness, methods, limit, explainer.max_length
-        )
+    if benchmark is not None:
+        frame = measure_faithfulness(benchmark, faithfulness)
         document["faithfulness"] = json_rows(frame)
         if not as_json:
             console().print(faithfulness_table(frame))

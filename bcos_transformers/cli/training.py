@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from bcos_transformers.cli.output import note
 from bcos_transformers.cli.texts import Text
+from bcos_transformers.data.masking import MaskingCollator
+from bcos_transformers.distillation import DistillationCallback
 
 WEIGHT_DECAY, WARMUP = 0.01, 0.1
 
@@ -25,6 +27,14 @@ class TrainingOptions:
     seed: int
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a conversion adds to plain fine-tuning; see docs/recipe.md."""
+
+    mask_share: float = 0.0
+    teacher: PreTrainedModel | None = None
+
+
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -32,16 +42,18 @@ def train(
     validation: tuple[list[Text], list[int]] | None,
     options: TrainingOptions,
     working: str,
+    recipe: Recipe | None = None,
 ) -> None:
     """Trains `model`; with validation data, notes its accuracy after each epoch.
 
     Args:
-        model: a B-cos classifier.
+        model: a classifier.
         tokenizer: its tokenizer, with a padding token.
         training: texts and label indices.
         validation: the same.
         options: see there.
         working: directory for the Trainer's own files.
+        recipe: see there; None is plain fine-tuning.
     """
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -61,19 +73,39 @@ def train(
         seed=options.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    collator, callbacks = DataCollatorWithPadding(tokenizer), [_Progress()]
+    if recipe is not None and recipe.mask_share:
+        collator = MaskingCollator(tokenizer, recipe.mask_share, "mask" if tokenizer.mask_token else "attention")
+        callbacks.append(collator)
+    if recipe is not None and recipe.teacher is not None:
+        callbacks.append(DistillationCallback(recipe.teacher))
     trainer = Trainer(
         model=model,
         args=arguments,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collator,
         train_dataset=_encode(tokenizer, training, options.max_length, "training"),
         eval_dataset=validation and _encode(tokenizer, validation, options.max_length, "validation"),
         processing_class=tokenizer,
         compute_metrics=_accuracy,
-        callbacks=[_Progress()],
+        callbacks=callbacks,
     )
     for talkative in (PrinterCallback, ProgressCallback):  # both write to standard output
         trainer.remove_callback(talkative)
     trainer.train()
+
+
+def first_batches(
+    tokenizer: PreTrainedTokenizerBase, training: tuple[list[Text], list[int]], limit: int, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """Two batches of training texts, to match scales with."""
+    texts = training[0][:64]
+    batches = []
+    for begin in range(0, len(texts), 32):
+        part = texts[begin : begin + 32]
+        columns = [list(column) for column in zip(*(t if isinstance(t, tuple) else (t,) for t in part), strict=True)]
+        batch = tokenizer(*columns, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        batches.append({name: tensor.to(device) for name, tensor in batch.items()})
+    return batches
 
 
 def _encode(

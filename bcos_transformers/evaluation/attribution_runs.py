@@ -49,6 +49,11 @@ def attribute_rows(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     tokens = seconds = forward = 0.0
     place = 0
+    if order:
+        # What a method imports and sets up at its first use is no cost of an explanation.
+        first = classifier.inputs([ChangedRow(rows[order[0]])])
+        target = torch.tensor([targets[order[0]]], device=first["input_ids"].device)
+        method.attribute(first, target, keys=[rows[order[0]].key])
     with tqdm(total=len(rows), desc=description, unit="text", disable=_bar(classifier.progress), leave=False) as bar:
         for batch in classifier.batches([ChangedRow(rows[i]) for i in order]):
             inputs = classifier.inputs(batch)

@@ -4,73 +4,50 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bcos_transformers.evaluation.attribution_runs import AttributionRun, attribute_rows
-from bcos_transformers.evaluation.baselines import METHODS, build_method
-from bcos_transformers.evaluation.benchmark_data import EncodedExample, Example, encode_examples
+from bcos_transformers.evaluation.baselines import build_method
+from bcos_transformers.evaluation.benchmark_cells import CellStore
+from bcos_transformers.evaluation.benchmark_data import EncodedExample, Example, check_labels, choose, encode_examples
+from bcos_transformers.evaluation.benchmark_models import BenchmarkModels
+from bcos_transformers.evaluation.benchmark_settings import KNOWN, SEARCH, BenchmarkSettings, check_methods
 from bcos_transformers.evaluation.perturbation import perturbation_scores, scores_of_orders
 from bcos_transformers.evaluation.plausibility import phrase_correlation, plausibility_scores
-from bcos_transformers.evaluation.pointing_game import PointingPair, load_pairs, make_pairs, row_of, save_pairs, seqpg
-from bcos_transformers.evaluation.rows import ChangedRow, Classifier
+from bcos_transformers.evaluation.pointing_game import PointingPair, make_pairs, row_of, seqpg
+from bcos_transformers.evaluation.rows import ChangedRow, Classifier, check_replacement
 from bcos_transformers.evaluation.search import greedy_orders
+from bcos_transformers.extras import require
 
 logger = logging.getLogger(__name__)
 
-SEARCH = "search"  # the pseudo-method whose rankings bound what a method could reach
 FORMAT = 1  # of the cells; another number makes old ones be computed again
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """What decides the numbers of a cell.
-
-    Attributes:
-        max_length: longer texts are cut to so many tokens; None cuts where the model must.
-        limit: so many texts at most, chosen at random by `seed`.
-        replacement: how a token is hidden, `"mask"` or `"attention"`.
-        pairs: pairs of the pointing game; 0 leaves it out.
-        min_probability: of the right class for a text to be in a pair.
-        search_budget: forward passes a text of the search for the best ranking.
-        seed: of everything that is drawn.
-        batch_tokens: tokens a forward pass.
-        method_options: options of methods by their name.
-    """
-
-    max_length: int | None = None
-    limit: int | None = None
-    replacement: str = "mask"
-    pairs: int = 100
-    min_probability: float = 0.8
-    search_budget: int = 400
-    seed: int = 0
-    batch_tokens: int = 4096
-    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+LONGEST_HALF = 60  # tokens of either text of a pair
+LONGEST_WAIT = timedelta(days=14)  # of a process for the others
 
 
 class FaithfulnessBenchmark:
     """Measures explanations of several models by several methods on the same texts.
 
     Every cell (a model and a method) is one JSON file under `output/cells`, written when it is complete; a cell whose
-    file was made from the same weights, texts and settings is not computed again. Under `accelerate launch` the cells are
-    shared out among the processes; each cell is computed by one of them, so the numbers are those of a single process.
+    file was made from the same weights, texts and settings is not computed again. A method that fails does not stop the
+    others: its cell has the message as `"error"` and no records, and is tried again by the next run. Under
+    `accelerate launch` the cells are shared out among the processes; each cell is computed by one of them, so the numbers
+    are those of a single process with as many threads.
 
     Args:
         models: name of each model, and where it is (a directory or Hub id of a sequence classifier) or model and
-            tokenizer, loaded.
+            tokenizer, loaded; these are left as they are.
         examples: the texts.
         output: the folder of results.
         methods: names of `METHODS`, or `"search"`; None is all that a model allows, `"bcos"` for B-cos models only.
@@ -78,7 +55,7 @@ class FaithfulnessBenchmark:
         progress: show progress bars; None shows them in terminals.
 
     Raises:
-        ValueError: no models, no texts, or an unknown method.
+        ValueError: no models, no texts, no methods, or an unknown method.
     """
 
     def __init__(
@@ -90,55 +67,83 @@ class FaithfulnessBenchmark:
         settings: BenchmarkSettings | None = None,
         progress: bool | None = None,
     ) -> None:
-        known = (*METHODS, SEARCH)
-        unknown = [method for method in methods or () if method not in known]
-        if unknown:
-            raise ValueError(f"Unknown methods {unknown}; there are: {', '.join(known)}.")
-        if not models or not examples:
-            raise ValueError(f"A benchmark needs models and texts, got {len(models)} and {len(examples)}.")
-        self.models, self.output = dict(models), Path(output)
-        self.methods = list(methods) if methods is not None else list(known)
+        self.methods = list(KNOWN if methods is None else dict.fromkeys(methods))
+        check_methods(self.methods)
+        if not models or not examples or not self.methods:
+            raise ValueError(
+                f"A benchmark needs models, texts and methods, got {len(models)}, {len(examples)} and {len(self.methods)}."
+            )
         self.settings = settings or BenchmarkSettings()
-        self.examples = choose(list(examples), self.settings.limit, self.settings.seed)
+        self.models, self.output = dict(models), Path(output)
+        self.chosen = choose(len(examples), self.settings.limit, self.settings.seed)
+        self.examples = [examples[i] for i in self.chosen]
         self.progress = progress
-        self._loaded: tuple[str, Classifier] | None = None
-        self._checksums: dict[str, str] = {}
-        self._explains: dict[str, bool] = {}
+        self._models = BenchmarkModels(self.models, self.settings.batch_tokens, progress)
+        self._store = CellStore(self.output / "cells")
+        self._rows: dict[str, list[EncodedExample]] = {}
+        self._described: dict[str, str] = {}
+        self._pairs: list[PointingPair] | None = None
 
     def run(self) -> list[dict[str, Any]]:
-        """Computes the cells that are missing and returns all, in the order of models and methods."""
-        (self.output / "cells").mkdir(parents=True, exist_ok=True)
-        cells = [(model, method) for model in self.models for method in self.methods]
+        """Computes the cells that are missing and returns all, in the order of models and methods.
+
+        Raises:
+            OSError: a model is not there, or the folder of results cannot be written.
+            ValueError: see `check`.
+        """
         with _processes() as (index, count, wait):
+            self.check()
+            self._store.folder.mkdir(parents=True, exist_ok=True)
             if index == 0 and self.settings.pairs:
                 self.pairs()
-            wait()
-            for model, method in cells[index::count]:
-                if self._applies(model, method):
-                    self.cell(model, method)
+            missing = [(*cell, found) for *cell, found in self._cells() if found is None or "error" in found]
+            wait()  # all see the same cells missing before one of them writes any
+            for model, method, _ in missing[index::count]:
+                self.cell(model, method)
             wait()
         return self.finished()
 
+    def check(self) -> None:
+        """Loads every model once and refuses what cannot be measured, before anything is.
+
+        Raises:
+            OSError: a model is not there.
+            ValueError: a model that is no classifier of one label a text; models of different classes or, where the pointing
+                game is played, tokenizers; a label that the models do not have; no mask token to hide tokens with; no
+                text with tokens; no method that the models allow.
+        """
+        for name in reversed(self._models.names):  # so that the first one is still there when pairs are made
+            self._encoded(name)
+        self._models.check(same_tokens=self.settings.pairs > 0)
+        if not any(self._applies(model, method) for model in self.models for method in self.methods):
+            raise ValueError(f"{self.methods} explain B-cos models only, and none of {self._models.names} is one.")
+
     def finished(self) -> list[dict[str, Any]]:
-        """The cells that are there, computed from the present weights, texts and settings."""
-        found = []
-        for model in self.models:
-            for method in self.methods:
-                if self._applies(model, method) and (cell := self._read(model, method)) is not None:
-                    found.append(cell)
-        return found
+        """The cells that are there, failed ones too, computed from the present weights, texts and settings."""
+        return [found for _, _, found in self._cells() if found is not None]
 
     def cell(self, model: str, method: str) -> dict[str, Any]:
         """One cell, from its file or computed."""
-        if (found := self._read(model, method)) is not None:
+        path, fingerprint = self._store.path(model, method), self._fingerprint(model, method)
+        found = self._store.read(path, fingerprint)
+        if found is not None and "error" not in found:
             return found
-        classifier = self._classifier(model)
         logger.info("%s, %s", model, method)
-        encoded = encode_examples(classifier.tokenizer, self.examples, self._max_length(classifier))
-        cell = {"model": model, "method": method, "fingerprint": self._fingerprint(model)}
-        cell |= self._measure(classifier, method, encoded)
-        _write(self._path(model, method), json.dumps(cell))
-        return cell
+        encoded, classifier = self._encoded(model), self._models.classifier(model)
+        cell = {"model": model, "method": method, "fingerprint": fingerprint}
+        try:
+            measured = cell | self._measure(classifier, method, encoded)
+            json.dumps(measured, allow_nan=False)
+        except Exception as error:  # noqa: BLE001 - one method must not cost the others' work
+            message = " ".join(str(error).split())
+            if not isinstance(error, ValueError) or not message:
+                message = f"{type(error).__name__}: {message}"
+            logger.warning("%s, %s failed: %s", model, method, message)
+            logger.debug("%s, %s", model, method, exc_info=error)
+            nothing = dict.fromkeys(("accuracy", "cost", "seconds", "residuals", "seqpg"))
+            measured = cell | {"texts": len(encoded), **nothing, "records": [], "error": message}
+        self._store.write(path, measured)
+        return measured
 
     def _measure(self, classifier: Classifier, method: str, encoded: list[EncodedExample]) -> dict[str, Any]:
         rows = [one.row for one in encoded]
@@ -150,23 +155,27 @@ class FaithfulnessBenchmark:
             "accuracy": _mean([a == b for a, b in zip(predicted, labels, strict=True)]),
         }
         if method == SEARCH:
-            records = self._search(classifier, rows)
+            found = self._search(classifier, rows)
+            records = [{"index": self.chosen[one.index], **two} for one, two in zip(encoded, found, strict=True)]
             return result | {"cost": None, "seconds": None, "residuals": None, "records": records, "seqpg": None}
         settings = self.settings
         built = build_method(
             method,
             classifier.model,
             classifier.tokenizer,
-            seed=settings.seed,
-            **settings.method_options.get(method, {}),
+            **{"seed": settings.seed, **settings.method_options.get(method, {})},
         )
         run = attribute_rows(built, classifier, rows, predicted, f"{method}: explaining")
         scores = perturbation_scores(classifier, rows, run.scores, settings.replacement, settings.seed)
         records = [
-            {"index": i, "label": label, "predicted": prediction, "scores": attribution, **asdict(score)}
-            for i, (label, prediction, attribution, score) in enumerate(
-                zip(labels, predicted, run.scores, scores, strict=True)
-            )
+            {
+                "index": self.chosen[one.index],
+                "label": one.example.label,
+                "predicted": prediction,
+                "scores": attribution,
+                **asdict(score),
+            }
+            for one, prediction, attribution, score in zip(encoded, predicted, run.scores, scores, strict=True)
         ]
         self._add_plausibility(built, classifier, encoded, run, records)
         pointing = self._pointing_game(built, classifier) if settings.pairs else None
@@ -178,14 +187,14 @@ class FaithfulnessBenchmark:
             "seqpg": pointing,
         }
 
-    def _search(self, classifier: Classifier, rows: list) -> list[dict[str, Any]]:
+    def _search(self, classifier: Classifier, rows: list) -> list[dict[str, float]]:
         settings = self.settings
         found = {}
         for name, keep in (("comprehensiveness", False), ("sufficiency", True)):
             orders = greedy_orders(classifier, rows, settings.search_budget, keep, settings.replacement)
             scores = scores_of_orders(classifier, rows, orders, settings.replacement)
             found[name] = [getattr(score, name) for score in scores]
-        return [{"index": i, **{name: found[name][i] for name in found}} for i in range(len(rows))]
+        return [{name: found[name][i] for name in found} for i in range(len(rows))]
 
     def _add_plausibility(
         self,
@@ -196,7 +205,7 @@ class FaithfulnessBenchmark:
         records: list[dict],
     ) -> None:
         """Explanations of the labelled class against the rationale, where there is one."""
-        wanted = [i for i, one in enumerate(encoded) if one.rationale is not None]
+        wanted = [i for i, one in enumerate(encoded) if one.rationale is not None or one.phrases]
         other = [i for i in wanted if records[i]["predicted"] != records[i]["label"]]
         scores = {i: run.scores[i] for i in wanted}
         if other:
@@ -205,10 +214,12 @@ class FaithfulnessBenchmark:
             scores |= dict(zip(other, again.scores, strict=True))
         for i in wanted:
             words = encoded[i].word_scores(scores[i])
-            records[i] |= asdict(plausibility_scores(words, encoded[i].rationale))
+            if encoded[i].rationale is not None:
+                records[i] |= asdict(plausibility_scores(words, encoded[i].rationale))
             if encoded[i].phrases:
                 sign = 1.0 if records[i]["label"] == 1 else -1.0
-                records[i]["phrases"] = phrase_correlation([sign * word for word in words], encoded[i].phrases)
+                found = phrase_correlation([sign * word for word in words], encoded[i].phrases)
+                records[i]["phrases"] = None if math.isnan(found) else found
 
     def _pointing_game(self, method: Any, classifier: Classifier) -> list[float]:
         pairs = self.pairs()
@@ -218,92 +229,117 @@ class FaithfulnessBenchmark:
         return seqpg([run.scores[2 * i : 2 * i + 2] for i in range(len(pairs))], pairs)
 
     def pairs(self) -> list[PointingPair]:
-        """The pairs of the pointing game; the first model makes them, once for all models."""
-        first = next(iter(self.models))
-        path = self.output / "cells" / f"pairs-{self._fingerprint(first)}.jsonl"
-        if not path.exists():
-            classifier = self._classifier(first)
-            encoded = encode_examples(classifier.tokenizer, self.examples, self._max_length(classifier))
+        """The pairs of the pointing game; the first model makes them, once for all models.
+
+        Empty, with a warning, where no two texts qualify.
+        """
+        if self._pairs is None:
+            fingerprint = self._pairs_fingerprint
+            path = self._store.folder / f"pairs-{fingerprint}.json"
+            if (document := self._store.read(path, fingerprint)) is None:
+                made, why = self._make_pairs()
+                document = {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in made], "why": why}
+                self._store.write(path, document)
+            fields = ("input_ids", "segments", "labels")
+            self._pairs = [PointingPair(*(tuple(pair[name]) for name in fields)) for pair in document["pairs"]]
+            if not self._pairs:
+                logger.warning("SeqPG is left out. %s", document["why"])
+        return self._pairs
+
+    def _make_pairs(self) -> tuple[list[PointingPair], str]:
+        """The pairs, or why there are none."""
+        encoded, classifier = self._encoded(self._models.first), self._models.classifier(self._models.first)
+        try:
             pairs = make_pairs(
                 classifier,
                 [one.row for one in encoded],
                 [one.example.label for one in encoded],
                 self.settings.pairs,
                 self.settings.min_probability,
+                max_tokens=self._half,
                 seed=self.settings.seed,
             )
-            partial = path.with_suffix(f".{os.getpid()}")
-            save_pairs(pairs, partial)
-            os.replace(partial, path)
-        return load_pairs(path)
+        except ValueError as error:
+            return [], str(error)
+        return pairs, ""
+
+    @cached_property
+    def _half(self) -> int:
+        """Tokens of either text of a pair, so that no model gets more than it can read."""
+        facts = [self._models.facts(name) for name in self._models.names]
+        room = [(one.longest - one.special) // 2 for one in facts if one.longest is not None]
+        return max(1, min([LONGEST_HALF, *room]))
+
+    def _cells(self) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+        """Every cell that the models allow, and what its file holds."""
+        for model in self.models:
+            for method in self.methods:
+                if self._applies(model, method):
+                    path = self._store.path(model, method)
+                    yield model, method, self._store.read(path, self._fingerprint(model, method))
 
     def _applies(self, model: str, method: str) -> bool:
-        if method == "bcos" and model not in self._explains:
-            self._explains[model] = hasattr(self._classifier(model).model, "explain")
-        return method != "bcos" or self._explains[model]
+        return method != "bcos" or self._models.facts(model).explains
 
-    def _classifier(self, name: str) -> Classifier:
-        if self._loaded is None or self._loaded[0] != name:
-            given = self.models[name]
-            if isinstance(given, tuple):
-                model, tokenizer = given
-            else:
-                model = AutoModelForSequenceClassification.from_pretrained(given).eval()
-                if torch.cuda.is_available():
-                    model.cuda()
-                tokenizer = AutoTokenizer.from_pretrained(given)
-            self._loaded = (name, Classifier(model, tokenizer, self.settings.batch_tokens, self.progress))
-        return self._loaded[1]
+    def _encoded(self, model: str) -> list[EncodedExample]:
+        """The texts as a model's tokenizer cuts them, without those that have nothing to explain."""
+        if model not in self._rows:
+            facts, tokenizer = self._models.facts(model), self._models.classifier(model).tokenizer
+            check_labels(self.examples, self.chosen, facts.labels)
+            check_replacement(tokenizer, self.settings.replacement)
+            limits = [limit for limit in (self.settings.max_length, facts.longest) if limit is not None]
+            encoded = encode_examples(tokenizer, self.examples, min(limits, default=None))
+            missing = len(self.examples) - len(encoded)
+            if not encoded:
+                raise ValueError(f"None of the {missing} texts has a token that is not a special one.")
+            if missing:
+                logger.warning(
+                    "%d of %d texts have no token that is not a special one for the tokenizer of %s and are left out.",
+                    *(missing, len(self.examples), model),
+                )
+            self._rows[model] = encoded
+        return self._rows[model]
 
-    def _max_length(self, classifier: Classifier) -> int | None:
-        limits = (self.settings.max_length, getattr(classifier.model.config, "max_position_embeddings", None))
-        return min((limit for limit in limits if limit is not None), default=None)
+    def _fingerprint(self, model: str, method: str) -> str:
+        settings = self.settings
+        searched = method == SEARCH
+        return _hash(
+            input=self._input(model),
+            rationales=[[one.rationale, one.phrases] for one in self.examples],
+            replacement=settings.replacement,
+            budget=settings.search_budget if searched else None,
+            options=settings.method_options.get(method, {}),
+            pairs=self._pairs_fingerprint if settings.pairs and not searched else None,
+        )
 
-    def _fingerprint(self, model: str) -> str:
-        described = {
-            "format": FORMAT,
-            "weights": self._checksum(model),
-            "texts": [[one.text, one.label, one.rationale, one.phrases] for one in self.examples],
-            "settings": asdict(self.settings),
-        }
-        if self.settings.pairs and model != next(iter(self.models)):
-            described["pairs"] = self._checksum(next(iter(self.models)))
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    @cached_property
+    def _pairs_fingerprint(self) -> str:
+        settings = self.settings
+        return _hash(
+            input=self._input(self._models.first),
+            count=settings.pairs,
+            min_probability=settings.min_probability,
+            half=self._half,
+        )
 
-    def _checksum(self, model: str) -> str:
-        if model not in self._checksums:
-            self._checksums[model] = weights_fingerprint(self._classifier(model).model)
-        return self._checksums[model]
-
-    def _path(self, model: str, method: str) -> Path:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in model)
-        return self.output / "cells" / f"{safe}--{method}.json"
-
-    def _read(self, model: str, method: str) -> dict[str, Any] | None:
-        path = self._path(model, method)
-        if not path.exists():
-            return None
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        return cell if cell.get("fingerprint") == self._fingerprint(model) else None
-
-
-def choose(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """So many examples at most, in their order; files are often sorted by label, so not the first ones."""
-    if limit is None or limit >= len(examples):
-        return examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return [examples[i] for i in sorted(order[:limit].tolist())]
+    def _input(self, model: str) -> str:
+        """A fingerprint of what all numbers of a model depend on."""
+        if model not in self._described:
+            facts, settings = self._models.facts(model), self.settings
+            self._described[model] = _hash(
+                format=FORMAT,
+                weights=facts.weights,
+                vocabulary=facts.vocabulary,
+                texts=[[i, one.text, one.label] for i, one in zip(self.chosen, self.examples, strict=True)],
+                tokens=[one.row.input_ids for one in self._encoded(model)],
+                seed=settings.seed,
+                batch_tokens=settings.batch_tokens,
+            )
+        return self._described[model]
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A checksum of a model's configuration and parameters."""
-    checksum = zlib.crc32(type(model).__name__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        checksum = zlib.crc32(name.encode(), checksum)
-        checksum = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), checksum)
-    config = model.config.to_dict()
-    fields = {name: config.get(name) for name in ("b", "b_per_layer", "normalize_weights", "hidden_act")}
-    return f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode(), checksum):08x}"
+def _hash(**described: Any) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -312,16 +348,9 @@ def _processes() -> Iterator[tuple[int, int, Any]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1, lambda: None
         return
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
+    accelerate = require("accelerate", "train")
+    state = accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     yield state.process_index, state.num_processes, state.wait_for_everyone
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _mean(values: Sequence[float]) -> float:

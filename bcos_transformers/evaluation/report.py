@@ -1,19 +1,41 @@
 """From the benchmark's cells to a table, a figure, and records of every text."""
 
 import json
+import logging
 import math
+import re
 from collections.abc import Sequence
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from bcos_transformers.evaluation.benchmark import SEARCH
+from bcos_transformers.evaluation.benchmark_cells import write_whole
+from bcos_transformers.evaluation.benchmark_settings import SEARCH
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
 from bcos_transformers.evaluation.perturbation import normalized
 from bcos_transformers.extras import require
 
+logger = logging.getLogger(__name__)
+
 MEANS = ("comprehensiveness", "sufficiency", "log_odds", "aopc_comprehensiveness", "aopc_sufficiency")
 AGREEMENT = ("f1", "auprc", "mrr", "phrases")
-HUNDREDFOLD = ("accuracy", "comprehensiveness", "sufficiency", "seqpg", *AGREEMENT)
+SHOWN = {
+    "comp. ↑": "comprehensiveness",
+    "suff. ↓": "sufficiency",
+    "comp. norm. ↑": "normalized_comprehensiveness",
+    "suff. norm. ↑": "normalized_sufficiency",
+    "SeqPG ↑": "seqpg",
+    "F1 ↑": "f1",
+    "AUPRC ↑": "auprc",
+    "MRR ↑": "mrr",
+    "phrases ↑": "phrases",
+}
+LATEX = {
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"},
+    **{"–": "--", "\n": " ", "×": r"$\times$"},
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+}
 
 
 def table(cells: Sequence[dict[str, Any]]) -> Any:
@@ -21,7 +43,8 @@ def table(cells: Sequence[dict[str, Any]]) -> Any:
 
     Columns: model, method, texts, accuracy; means of the perturbation metrics, of SeqPG and of agreement with rationales,
     each with `…_low` and `…_high` (95 % bootstrap interval over texts); `normalized_…`; `residual` (the largest
-    |explained − Σ scores| over the largest |score|); `cost` in forward passes; `seconds` a text.
+    |explained − Σ scores| over the largest |score|); `cost` in forward passes; `seconds` a text; `error`, why a cell has
+    no numbers.
 
     Raises:
         ImportError: pandas is not installed.
@@ -35,6 +58,8 @@ def table(cells: Sequence[dict[str, Any]]) -> Any:
 def write_report(cells: Sequence[dict[str, Any]], output: str | Path, caption: str = "") -> Any:
     """Writes `table.csv`, `table.md`, `table.tex`, `records.jsonl` and, with matplotlib, `faithfulness.png`.
 
+    Each file replaces the one that was there when it is complete.
+
     Returns:
         The data frame.
 
@@ -46,23 +71,29 @@ def write_report(cells: Sequence[dict[str, Any]], output: str | Path, caption: s
         raise ValueError("No cell of the benchmark is finished, so there is nothing to report.")
     output = Path(output)
     frame = table(cells)
-    frame.to_csv(output / "table.csv", index=False)
-    (output / "table.md").write_text(markdown(frame) + (f"\n{caption}\n" if caption else ""), encoding="utf-8")
-    (output / "table.tex").write_text(latex(frame, caption), encoding="utf-8")
-    with (output / "records.jsonl").open("w", encoding="utf-8") as file:
-        for cell in cells:
-            for record in cell["records"]:
-                file.write(json.dumps({"model": cell["model"], "method": cell["method"], **record}) + "\n")
-    figure(frame, output / "faithfulness.png")
+    numbers = StringIO()
+    frame.to_csv(numbers, index=False)
+    records = (
+        {"model": cell["model"], "method": cell["method"], **record} for cell in cells for record in cell["records"]
+    )
+    write_whole(output / "table.csv", numbers.getvalue())
+    write_whole(output / "table.md", markdown(frame) + (f"\n{caption}\n" if caption else ""))
+    write_whole(output / "table.tex", latex(frame, caption))
+    write_whole(output / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    try:
+        figure(frame, output / "faithfulness.png")
+    except ImportError as error:
+        logger.warning("There is no figure. %s", error)
     return frame
 
 
 def markdown(frame: Any) -> str:
-    """The main columns for people; areas, SeqPG and agreement times 100."""
-    rows = _shown(frame)
+    """The main columns for people; areas, SeqPG and agreement times 100. Why cells failed stands below."""
+    rows = [{k: _in_markdown(v) for k, v in row.items()} for row in _shown(frame)]
     header = list(rows[0])
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = ["| " + " | ".join(header) + " |", "|---|---|" + "---:|" * (len(header) - 2)]
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    lines += [line for message in failures(frame) for line in ("", _in_markdown(message))]
     return "\n".join(lines) + "\n"
 
 
@@ -79,8 +110,14 @@ def latex(frame: Any, caption: str = "") -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    comment = "".join(f"% {line}\n" for line in caption.splitlines())
-    return comment + "\n".join(lines) + "\n"
+    comments = [line for text in (caption, *failures(frame)) for line in text.splitlines()]
+    return "".join(f"% {line}\n" for line in comments) + "\n".join(lines) + "\n"
+
+
+def failures(frame: Any) -> list[str]:
+    """Why cells failed, a sentence for each."""
+    lines = frame[frame["error"].notna()].to_dict("records")
+    return [f"{_method(line)} failed on {line['model']}: {line['error']}" for line in lines]
 
 
 def figure(frame: Any, path: str | Path) -> None:
@@ -92,31 +129,39 @@ def figure(frame: Any, path: str | Path) -> None:
     require("matplotlib", "viz")
     from matplotlib.figure import Figure
 
-    shown = frame[frame["method"] != SEARCH]
+    shown = frame[(frame["method"] != SEARCH) & frame["comprehensiveness"].notna()]
     picture = Figure(figsize=(8, 4.5), layout="constrained")
     axes = picture.subplots()
     for model, lines in shown.groupby("model", sort=False):
-        cost = lines["cost"].fillna(0.0).clip(lower=0.5)
+        cost = lines["cost"].astype(float).clip(lower=0.5)  # random scores cost nothing, which has no logarithm
+        middle = 100 * lines["comprehensiveness"]
+        # Bars must not be negative, not even by rounding.
         errors = [
-            100 * (lines["comprehensiveness"] - lines["comprehensiveness_low"]),
-            100 * (lines["comprehensiveness_high"] - lines["comprehensiveness"]),
+            (middle - 100 * lines["comprehensiveness_low"]).clip(lower=0),
+            (100 * lines["comprehensiveness_high"] - middle).clip(lower=0),
         ]
-        axes.errorbar(cost, 100 * lines["comprehensiveness"], yerr=errors, fmt="o", capsize=2, label=model, alpha=0.85)
-        for x, y, method in zip(cost, 100 * lines["comprehensiveness"], lines["method"], strict=True):
+        name = str(model).replace("$", r"\$")
+        name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out
+        axes.errorbar(cost, middle, yerr=errors, fmt="o", capsize=2, alpha=0.85, label=name)
+        for x, y, method in zip(cost, middle, lines["method"], strict=True):
             bold = "bold" if method == "bcos" else "normal"
             axes.annotate(
                 method.replace("_", " "), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7, weight=bold
             )
     axes.set_xscale("log")
-    axes.set_xlabel("cost of an explanation, in forward passes")
+    axes.set_xlabel("cost of an explanation, in forward passes (less than one is drawn at 0.5)")
     axes.set_ylabel("comprehensiveness × 100 (higher is better)")
-    axes.legend(frameon=False, loc="lower right")
+    if len(shown):
+        axes.legend(frameon=False, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
-    picture.savefig(path, dpi=150)
+    picture_bytes = BytesIO()
+    picture.savefig(picture_bytes, dpi=150, format="png")
+    write_whole(Path(path), picture_bytes.getvalue())
 
 
 def _bounds(cells: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]] | None:
     """Mean of a random ranking, and of the best ranking of each text that any method or the search found."""
+    cells = [cell for cell in cells if "error" not in cell]
     random = next((cell for cell in cells if cell["method"] == "random"), None)
     search = next((cell for cell in cells if cell["method"] == SEARCH), None)
     if random is None or search is None:
@@ -134,62 +179,60 @@ def _line(cell: dict[str, Any], bounds: dict[str, tuple[float, float]] | None) -
     records = cell["records"]
     line = {name: cell[name] for name in ("model", "method", "texts", "accuracy")}
     for name in (*MEANS, *AGREEMENT):
-        _add_mean(line, name, [record[name] for record in records if name in record])
+        _add_mean(line, name, [record.get(name) for record in records])
     _add_mean(line, "seqpg", cell["seqpg"] or [])
     for name in ("comprehensiveness", "sufficiency"):
         line[f"normalized_{name}"] = normalized(line[name], *bounds[name]) if bounds else math.nan
     line["residual"] = max(cell["residuals"]) if cell["residuals"] else math.nan
-    line["cost"], line["seconds"] = cell["cost"], cell["seconds"]
+    line["cost"], line["seconds"], line["error"] = cell["cost"], cell["seconds"], cell.get("error")
     return line
 
 
-def _add_mean(line: dict[str, Any], name: str, values: list[float]) -> None:
-    values = [value for value in values if not math.isnan(value)]
-    mean = low = high = math.nan
-    if values:
-        mean, low, high = bootstrap_interval([values])
+def _add_mean(line: dict[str, Any], name: str, values: list[float | None]) -> None:
+    known = [value for value in values if not _missing(value)]
+    mean, low, high = bootstrap_interval([known]) if known else (math.nan,) * 3
     line |= {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _shown(frame: Any) -> list[dict[str, str]]:
-    columns = {
-        "comp. ↑": "comprehensiveness",
-        "suff. ↓": "sufficiency",
-        "comp. norm. ↑": "normalized_comprehensiveness",
-        "suff. norm. ↑": "normalized_sufficiency",
-        "SeqPG ↑": "seqpg",
-        "F1 ↑": "f1",
-        "AUPRC ↑": "auprc",
-        "MRR ↑": "mrr",
-        "phrases ↑": "phrases",
-    }
-    kept = {title: name for title, name in columns.items() if frame[name].notna().any()}
+    kept = {title: name for title, name in SHOWN.items() if frame[name].notna().any()}
     rows = []
     for line in frame.to_dict("records"):
-        row = {"model": str(line["model"]), "method": line["method"].replace("_", " ")}
-        for title, name in kept.items():
-            row[title] = _interval(line, name)
-        row["residual ↓"] = "–" if _missing(line["residual"]) else f"{line['residual']:.0e}"
-        row["cost"] = "–" if _missing(line["cost"]) else f"{line['cost']:.1f}"
-        row["ms/text"] = "–" if _missing(line["seconds"]) else f"{1000 * line['seconds']:.0f}"
-        rows.append(row)
+        numbers = {title: _interval(line, name) for title, name in kept.items()}
+        numbers["residual ↓"] = "–" if _missing(line["residual"]) else f"{line['residual']:.0e}"
+        numbers["cost"] = "–" if _missing(line["cost"]) else f"{line['cost']:.1f}"
+        numbers["ms/text"] = "–" if _missing(line["seconds"]) else f"{1000 * line['seconds']:.0f}"
+        if not _missing(line["error"]):
+            numbers[next(iter(numbers))] = "failed"
+        rows.append({"model": str(line["model"]), "method": _method(line), **numbers})
     return rows
+
+
+def _method(line: dict[str, Any]) -> str:
+    return line["method"].replace("_", " ")
 
 
 def _interval(line: dict[str, Any], name: str) -> str:
     if _missing(line[name]):
         return "–"
     if f"{name}_low" not in line:
-        return f"{100 * line[name]:.0f}"
-    return f"{100 * line[name]:.1f} ± {50 * (line[f'{name}_high'] - line[f'{name}_low']):.1f}"
+        return _number(100 * line[name], 0)
+    return f"{_number(100 * line[name], 1)} ± {50 * (line[f'{name}_high'] - line[f'{name}_low']):.1f}"
 
 
-def _missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
+def _number(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _in_markdown(text: str) -> str:
+    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())
 
 
 def _escaped(text: str) -> str:
-    signs = {"\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--"}
-    for sign in "&%$#_{}":
-        signs[sign] = "\\" + sign
-    return "".join(signs.get(character, character) for character in text)
+    if re.match(r"-\d", text):
+        return f"$-${_escaped(text[1:])}"  # a minus, no hyphen
+    return "".join(LATEX.get(character, character) for character in text)

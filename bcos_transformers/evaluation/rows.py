@@ -117,27 +117,28 @@ class Classifier:
         self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def probabilities(
-        self, changed: Sequence[ChangedRow], replacement: str = "mask", description: str = "Forward passes"
+        self, changed: Sequence[ChangedRow], replacement: str | None = None, description: str = "Forward passes"
     ) -> torch.Tensor:
         """Softmax over the labels, `(rows, labels)` in float64.
 
         Args:
             changed: texts and what is hidden of each. The same text with the same tokens hidden is computed once.
             replacement: `"mask"`: a hidden token becomes the mask token; `"attention"`: it is taken out of the attention
-                mask, its position staying empty.
+                mask, its position staying empty; None is `"mask"`, for which texts without hidden tokens need no mask token.
             description: of the progress bar.
 
         Raises:
             ValueError: an unknown replacement, no mask token, or a logit that is not finite.
         """
-        check_replacement(self.tokenizer, replacement)
+        if replacement is not None or any(one.hidden for one in changed):
+            check_replacement(self.tokenizer, replacement or "mask")
         unique = list(dict.fromkeys(changed))
         order = sorted(unique, key=lambda one: len(one.row))
         found: dict[ChangedRow, torch.Tensor] = {}
         disable = True if self.progress is False else None if len(order) > 64 or self.progress else True
         with tqdm(total=len(order), desc=description, unit="text", disable=disable, leave=False) as bar:
             for batch in self.batches(order):
-                logits = self.logits(self.inputs(batch, replacement))
+                logits = self.logits(self.inputs(batch, replacement or "mask"))
                 found.update(zip(batch, logits.softmax(-1), strict=True))
                 bar.update(len(batch))
         return torch.stack([found[one] for one in changed]) if changed else torch.zeros(0, 0, dtype=torch.float64)

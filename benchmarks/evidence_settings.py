@@ -1,0 +1,100 @@
+"""What the evidence table consists of: data sets, seeds, runs, texts and budgets."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from bcos_transformers.evaluation.benchmark import SEARCH, BenchmarkSettings, FaithfulnessBenchmark
+from bcos_transformers.evaluation.benchmark_data import Example, make_example
+from bcos_transformers.evaluation.plausibility import treebank_rationale
+from finetuning import TASKS, Setting, conventional, read_rows
+from recipe_search import RECIPE
+
+SEEDS = {"sst2": (0, 1, 2), "ag_news": (0,), "hatexplain": (0, 1, 2), "imdb": (0,)}
+MAIN = ["bcos", "random", "occlusion", "integrated_gradients", "input_x_gradient"]
+QUICK = [*MAIN, "saliency", "deep_lift", "gradient_shap", "attention", "attention_rollout"]
+SLOW = [SEARCH, "lime", "kernel_shap", "sequential_integrated_gradients", "shapley_value_sampling"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What is measured of a data set: how many texts and pairs, which methods for the first seed and for the others."""
+
+    texts: int
+    pairs: int
+    methods: list[str]
+    more_seeds: list[str] = dataclasses.field(default_factory=list)
+
+
+SMALL = {
+    "sst2": Budget(60, 20, [*QUICK, *SLOW], MAIN),
+    "hatexplain": Budget(60, 20, QUICK, MAIN),
+    "ag_news": Budget(60, 20, QUICK),
+    "imdb": Budget(20, 20, QUICK),
+}
+FULL = {
+    "sst2": Budget(200, 100, [*QUICK, *SLOW], [*QUICK, *SLOW]),
+    "hatexplain": Budget(200, 100, [*QUICK, *SLOW], [*QUICK, *SLOW]),
+    "ag_news": Budget(200, 100, [*QUICK, *SLOW[:-1]]),
+    "imdb": Budget(120, 100, [*QUICK, *SLOW[:-1]]),
+}
+METHOD_OPTIONS = {"sequential_integrated_gradients": {"n_steps": 5}}
+NAMES = {
+    "sst2": "SST-2 (sentences)",
+    "ag_news": "AG News (4,000 training texts)",
+    "hatexplain": "HateXplain, binary (6,000 training texts)",
+    "imdb": "IMDb (2,000 training texts, 256 tokens)",
+}
+MIN_PROBABILITY = {"hatexplain": 0.7}
+
+
+def settings_of(task: str, seed: int) -> tuple[Setting, Setting]:
+    """The conventional and the B-cos run."""
+    return conventional(task, seed), dataclasses.replace(RECIPE, task=task, seed=seed)
+
+
+def examples_of(task: str, data: Path, limit: int) -> list[Example]:
+    """Test texts: the first ones of a fixed shuffle; on HateXplain and SST-2 with the words that people marked."""
+    rows = read_rows(TASKS[task], data, "test")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    trees = {}
+    if task == "sst2":
+        with (data / "sst_trees" / "test.jsonl").open(encoding="utf-8") as file:
+            trees = {row["text"]: row for row in map(json.loads, file)}
+    examples = []
+    for i in order[:limit]:
+        row = rows[i]
+        example = make_example(row["text"], row["label"])
+        if task == "hatexplain" and row["label"] == 1 and any(row["rationale"]):
+            example = make_example(row["text"], 1, row["rationale"])
+        elif row["text"] in trees:
+            tree = trees[row["text"]]
+            marks = treebank_rationale(tree["token_labels"], row["label"])
+            phrases = tuple(tuple(span) for span in tree["spans"])
+            example = dataclasses.replace(make_example(row["text"], row["label"], marks), phrases=phrases)
+        examples.append(example)
+    return examples
+
+
+def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> FaithfulnessBenchmark:
+    """The benchmark of a data set and seed."""
+    budget = (FULL if args.full else SMALL)[task]
+    settings = BenchmarkSettings(
+        max_length=TASKS[task].max_length,
+        limit=budget.texts,
+        pairs=budget.pairs,
+        min_probability=MIN_PROBABILITY.get(task, 0.8),
+        search_budget=200,
+        seed=seed,
+        method_options=METHOD_OPTIONS,
+    )
+    models = {
+        name: str(args.runs / setting.key)
+        for name, setting in zip(("conventional", "B-cos"), settings_of(task, seed), strict=True)
+    }
+    output = args.runs / f"faithfulness-{'full' if args.full else 'small'}" / f"{task}-seed{seed}"
+    methods = budget.methods if seed == 0 else budget.more_seeds
+    return FaithfulnessBenchmark(models, examples_of(task, args.data, budget.texts), output, methods, settings)
