@@ -110,9 +110,7 @@ class DistillationCallback(TrainerCallback):
             distance = hidden_distance(output.hidden_states, teacher.hidden_states, mask)
             added = added + self.hidden_weight * distance
             output["hidden_states"] = None
-        if (
-            count is not None
-        ):  # the task loss is a sum divided by all labels of the step, of which this batch holds some
+        if count is not None:  # the task loss is divided by all labels of the step, of which this batch holds some
             share = (labels != -100).sum() / count
             added = added * share.nan_to_num(nan=1 / self._accumulation_steps)  # where no text has a label
         output["loss"] = self.task_weight * output["loss"] + added if self.task_weight else added

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bcos_transformers.evaluation.benchmark import SEARCH, BenchmarkSettings, FaithfulnessBenchmark
+from bcos_transformers.evaluation.benchmark import POOL, SEARCH, BenchmarkSettings, FaithfulnessBenchmark
 from bcos_transformers.evaluation.benchmark_data import Example, make_example
 from bcos_transformers.evaluation.plausibility import treebank_rationale
 from finetuning import TASKS, Setting, conventional, read_rows
@@ -97,4 +97,4 @@ def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> Faithfulness
     }
     output = args.runs / f"faithfulness-{'full' if args.full else 'small'}" / f"{task}-seed{seed}"
     methods = budget.methods if seed == 0 else budget.more_seeds
-    return FaithfulnessBenchmark(models, examples_of(task, args.data, budget.texts), output, methods, settings)
+    return FaithfulnessBenchmark(models, examples_of(task, args.data, POOL * budget.pairs), output, methods, settings)

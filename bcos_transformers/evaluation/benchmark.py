@@ -32,6 +32,7 @@ from bcos_transformers.extras import require
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cells; another number makes old ones be computed again
+POOL = 10  # texts for every pair of the pointing game
 LONGEST_HALF = 60  # tokens of either text of a pair
 LONGEST_WAIT = timedelta(days=14)  # of a process for the others
 
@@ -77,12 +78,18 @@ class FaithfulnessBenchmark:
         self.models, self.output = dict(models), Path(output)
         self.chosen = choose(len(examples), self.settings.limit, self.settings.seed)
         self.examples = [examples[i] for i in self.chosen]
+        self._pool = [examples[i] for i in self._choose_pool(len(examples))]
         self.progress = progress
         self._models = BenchmarkModels(self.models, self.settings.batch_tokens, progress)
         self._store = CellStore(self.output / "cells")
         self._rows: dict[str, list[EncodedExample]] = {}
         self._described: dict[str, str] = {}
         self._pairs: list[PointingPair] | None = None
+
+    def _choose_pool(self, count: int) -> list[int]:
+        """The texts that pairs are made of: more than are measured, as many are too unsure or too short for a pair."""
+        limit = self.settings.limit
+        return choose(count, None if limit is None else max(limit, POOL * self.settings.pairs), self.settings.seed)
 
     def run(self) -> list[dict[str, Any]]:
         """Computes the cells that are missing and returns all, in the order of models and methods.
@@ -248,8 +255,9 @@ class FaithfulnessBenchmark:
 
     def _make_pairs(self) -> tuple[list[PointingPair], str]:
         """The pairs, or why there are none."""
-        encoded, classifier = self._encoded(self._models.first), self._models.classifier(self._models.first)
+        classifier = self._models.classifier(self._models.first)
         try:
+            encoded = encode_examples(classifier.tokenizer, self._pool, self._longest(self._models.first))
             pairs = make_pairs(
                 classifier,
                 [one.row for one in encoded],
@@ -287,8 +295,7 @@ class FaithfulnessBenchmark:
             facts, tokenizer = self._models.facts(model), self._models.classifier(model).tokenizer
             check_labels(self.examples, self.chosen, facts.labels)
             check_replacement(tokenizer, self.settings.replacement)
-            limits = [limit for limit in (self.settings.max_length, facts.longest) if limit is not None]
-            encoded = encode_examples(tokenizer, self.examples, min(limits, default=None))
+            encoded = encode_examples(tokenizer, self.examples, self._longest(model))
             missing = len(self.examples) - len(encoded)
             if not encoded:
                 raise ValueError(f"None of the {missing} texts has a token that is not a special one.")
@@ -299,6 +306,10 @@ class FaithfulnessBenchmark:
                 )
             self._rows[model] = encoded
         return self._rows[model]
+
+    def _longest(self, model: str) -> int | None:
+        limits = (self.settings.max_length, self._models.facts(model).longest)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _fingerprint(self, model: str, method: str) -> str:
         settings = self.settings
@@ -320,6 +331,7 @@ class FaithfulnessBenchmark:
             count=settings.pairs,
             min_probability=settings.min_probability,
             half=self._half,
+            pool=[[one.text, one.label] for one in self._pool],
         )
 
     def _input(self, model: str) -> str:
