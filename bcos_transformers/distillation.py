@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainerCallback
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 class DistillationCallback(TrainerCallback):
     """Teaches a student the logits and hidden states of a fine-tuned teacher while the stock `Trainer` trains it.
@@ -56,6 +58,8 @@ class DistillationCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.on_train_end(args, state, control)  # of a training that failed
         check_teacher(model, self.teacher, self.hidden_weight > 0)
+        if args.n_gpu > 1:
+            raise ValueError("Several GPUs in one process cannot share a teacher: start with `accelerate launch`.")
         if args.label_smoothing_factor:
             raise ValueError(
                 f"With label_smoothing_factor={args.label_smoothing_factor} the Trainer computes the loss itself, without "
@@ -140,6 +144,13 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, hidden: bo
         mine, other = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if mine != other:
             raise ValueError(f"The teacher has {name}={other}, the student {mine}. {hint}")
+    names = [[str(label) for _, label in sorted(config.id2label.items())] for config in (student.config, teacher.config)]
+    named = all(not label.startswith("LABEL_") for labels in names for label in labels)
+    if named and names[0] != names[1]:
+        raise ValueError(
+            f"The teacher's labels are {', '.join(names[1])}, the student's {', '.join(names[0])}: they must be the same "
+            "in the same order."
+        )
 
 
 def divergence(
@@ -176,7 +187,8 @@ def hidden_distance(
     keep = torch.ones(student[0].shape[:2], device=student[0].device) if attention_mask is None else attention_mask
     keep = keep[..., None] != 0
     distances = [
-        ((_wide(mine) - _wide(other)).square() * keep).sum() / (_wide(other).square() * keep).sum()
+        # A batch of which every token is hidden by the attention mask has no distance.
+        ((_wide(mine) - _wide(other)).square() * keep).sum() / (_wide(other).square() * keep).sum().clamp_min(TINY)
         for mine, other in zip(student, teacher, strict=True)
     ]
     return torch.stack(distances).mean()

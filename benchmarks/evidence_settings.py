@@ -33,7 +33,7 @@ SMALL = {
     "sst2": Budget(60, 20, [*QUICK, *SLOW], MAIN),
     "hatexplain": Budget(60, 20, QUICK, MAIN),
     "ag_news": Budget(60, 20, QUICK),
-    "imdb": Budget(20, 20, QUICK),
+    "imdb": Budget(10, 10, QUICK),
 }
 FULL = {
     "sst2": Budget(200, 100, [*QUICK, *SLOW], [*QUICK, *SLOW]),
@@ -49,6 +49,14 @@ NAMES = {
     "imdb": "IMDb (2,000 training texts, 256 tokens)",
 }
 MIN_PROBABILITY = {"hatexplain": 0.7}
+
+
+MASKED = [("sst2", 0)]  # where a conventional model that was fine-tuned with masking is measured as well
+
+
+def masked_conventional(task: str, seed: int) -> Setting:
+    """The conventional model, fine-tuned with masking as the B-cos model is."""
+    return conventional(task, seed, RECIPE.mask_share)
 
 
 def settings_of(task: str, seed: int) -> tuple[Setting, Setting]:
@@ -95,6 +103,8 @@ def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> Faithfulness
         name: str(args.runs / setting.key)
         for name, setting in zip(("conventional", "B-cos"), settings_of(task, seed), strict=True)
     }
+    if (task, seed) in MASKED and (args.runs / masked_conventional(task, seed).key / "result.json").exists():
+        models["conventional, masked"] = str(args.runs / masked_conventional(task, seed).key)
     output = args.runs / f"faithfulness-{'full' if args.full else 'small'}" / f"{task}-seed{seed}"
     methods = budget.methods if seed == 0 else budget.more_seeds
     return FaithfulnessBenchmark(models, examples_of(task, args.data, POOL * budget.pairs), output, methods, settings)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from bcos_transformers import DistillationCallback, MaskingCollator
-from bcos_transformers.distillation import divergence
+from bcos_transformers.distillation import divergence, hidden_distance
 from bcos_transformers.registration import ARCHITECTURES
 from conftest import batch, bcos_model, tiny_config
 from contract import CHECKPOINTING, fill_biases, tiny_inputs
@@ -478,6 +478,20 @@ class TestRefusals:
         for fields, _ in cases[2:]:
             callback = DistillationCallback(conventional(**fields), hidden_weight=0)
             assert first_loss(callback, student_of(), **batch(), labels=LABELS) > 0
+
+    def test_labels_in_another_order(self):
+        student, teacher = student_of(), conventional()
+        student.config.id2label = {0: "bad", 1: "so so", 2: "good"}
+        teacher.config.id2label = {0: "good", 1: "so so", 2: "bad"}
+        with pytest.raises(ValueError, match="teacher's labels are good, so so, bad, the student's bad, so so, good"):
+            begin(DistillationCallback(teacher), student)
+        teacher.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
+        begin(DistillationCallback(teacher), student)  # names that nobody gave say nothing
+
+    def test_a_batch_without_visible_tokens_has_no_distance(self):
+        states = (torch.randn(2, 3, 4), torch.randn(2, 3, 4))
+        distance = hidden_distance(states, states[::-1], torch.zeros(2, 3))
+        assert distance == 0.0
 
     def test_a_loss_that_the_trainer_computes(self, tmp_path):
         with pytest.raises(ValueError, match="label_smoothing_factor=0.1 the Trainer computes the loss itself"):

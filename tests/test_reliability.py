@@ -36,6 +36,11 @@ def test_stability_by_hand():
     assert stability([[1.0, 1.0]], [[1.0, 2.0]]).lowest_correlation == 0.0
     with pytest.raises(ValueError, match="Text 0 has 1 scores and 2"):
         stability([[1.0]], [[1.0, 2.0]])
+    for scores in ([math.nan, 1.0], [math.inf, 1.0]):
+        with pytest.raises(ValueError, match="Text 0 needs scores, and finite ones"):
+            stability([scores], [[1.0, 2.0]])
+    with pytest.raises(ValueError, match="no explanations"):
+        stability([], [])
     with pytest.raises(ValueError, match="1 explanations but 0"):
         stability([[1.0]], [])
 

@@ -103,6 +103,16 @@ def test_markdown_shows_only_columns_that_have_numbers():
     assert row == ["B", "occlusion", "40.0 ± 0.0", "10.0 ± 0.0", "–", "2.0", "12"]
 
 
+def test_scores_without_sign_are_said_to_be():
+    methods = ("random", "saliency", "attention", "bcos")
+    shown = markdown(table([cell("one", method, [0.4, 0.5], seqpg=[0.5, 0.6]) for method in methods]))
+    lines = {line.split("|")[2].strip(): line for line in shown.splitlines()[2:]}
+    assert "(no sign)" in lines["saliency"]
+    assert "(no sign)" in lines["attention"]
+    assert "(no sign)" not in lines["bcos"]
+    assert "(no sign)" not in lines["random"]
+
+
 def test_no_minus_before_zero():
     frame = table([cell("A", "bcos", [-1e-9, 1e-12], [-0.03, -0.05])])
     assert "| 0.0 ± 0.0 | -4.0 ± 1.0 |" in markdown(frame)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of the cells; another number makes old ones be computed again
 POOL = 10  # texts for every pair of the pointing game
 LONGEST_HALF = 60  # tokens of either text of a pair
-LONGEST_WAIT = timedelta(days=14)  # of a process for the others
+LONGEST_WAIT = timedelta(hours=12)  # of a process for the others, one of which may have the slowest cells
 
 
 class FaithfulnessBenchmark:
@@ -224,7 +224,7 @@ class FaithfulnessBenchmark:
             if encoded[i].rationale is not None:
                 records[i] |= asdict(plausibility_scores(words, encoded[i].rationale))
             if encoded[i].phrases:
-                sign = 1.0 if records[i]["label"] == 1 else -1.0
+                sign = 1.0 if records[i]["label"] == 1 or not method.signed else -1.0
                 found = phrase_correlation([sign * word for word in words], encoded[i].phrases)
                 records[i]["phrases"] = None if math.isnan(found) else found
 

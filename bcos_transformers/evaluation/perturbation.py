@@ -1,6 +1,7 @@
 """Comprehensiveness, sufficiency, log-odds and ERASER's AOPC: what hiding, or keeping, the top tokens does.
 
-Sources: DeYoung et al. 2020, ERASER (arXiv 1911.03429, section 4.2); Shrikumar et al. 2017 (arXiv 1704.02685, log-odds);
+Sources: DeYoung et al. 2020, ERASER (arXiv 1911.03429, section 4.2; the mean over the five bins is that of the released
+scorer); log-odds as usual for texts, a difference of log-probabilities, after Shrikumar et al. 2017 (arXiv 1704.02685);
 the form over 10 %…90 % of the tokens is that of the B-cos LM paper (arXiv 2502.12992, section 4).
 """
 

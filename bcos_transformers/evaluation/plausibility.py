@@ -1,6 +1,7 @@
 """Agreement of explanations with people: rationales word by word, and the sentiment of a treebank's phrases.
 
-Sources: token F1 and AUPRC after ERASER (arXiv 1911.03429, section 4.1); the Stanford Sentiment Treebank (Socher et al.
+Sources: token F1 at the rationale's length and AUPRC as in ERASER (arXiv 1911.03429, section 4.1), the latter as average
+precision, which takes no straight lines between points (ERASER's released scorer reports both); the Stanford Sentiment Treebank (Socher et al.
 2013) labels every phrase of a sentence.
 """
 
@@ -18,7 +19,7 @@ class PlausibilityScores:
 
     Attributes:
         f1: token F1 of the top words, as many as the rationale has.
-        auprc: area under the precision-recall curve (average precision).
+        auprc: area under the precision-recall curve, as average precision. 1 for everybody where all words are marked.
         mrr: reciprocal of the rank of the best-ranked word of the rationale.
     """
 

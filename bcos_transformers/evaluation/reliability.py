@@ -55,17 +55,21 @@ def stability(attributions: Sequence[Sequence[float]], references: Sequence[Sequ
     """Compares explanations of the same texts under two circumstances.
 
     Raises:
-        ValueError: the numbers of texts or tokens differ.
+        ValueError: the numbers of texts or tokens differ, there are none, or a score is not finite.
     """
     from bcos_transformers.evaluation.plausibility import _ranks
 
     if len(attributions) != len(references):
         raise ValueError(f"{len(attributions)} explanations but {len(references)} to compare them with.")
+    if not references:
+        raise ValueError("There are no explanations to compare.")
     difference, correlation = 0.0, 1.0
     for i, (mine, reference) in enumerate(zip(attributions, references, strict=True)):
         if len(mine) != len(reference):
             raise ValueError(f"Text {i} has {len(mine)} scores and {len(reference)} to compare them with.")
         a, b = (torch.tensor(scores, dtype=torch.float64) for scores in (mine, reference))
+        if not len(a) or not torch.isfinite(torch.stack([a, b])).all():
+            raise ValueError(f"Text {i} needs scores, and finite ones; it has none, or some are NaN or infinite.")
         scale = b.abs().max().clamp_min(1e-300)
         difference = max(difference, float((a - b).abs().max() / scale))
         if len(a.unique()) > 1 and len(b.unique()) > 1:
@@ -117,7 +121,7 @@ class MaskingValidity:
         accuracy: at each share, over `draws` random choices.
         calibration_error: expected calibration error at each share, ten bins of equal width.
         entropy_when_all_hidden: mean entropy of the prediction, all tokens hidden, over that of a uniform one: near 1
-            for a model that knows that it sees nothing.
+            for a model that knows that it sees nothing. NaN where the share 1 was not asked for.
     """
 
     shares: tuple[float, ...]

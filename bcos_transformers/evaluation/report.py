@@ -9,6 +9,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+from bcos_transformers.evaluation.baselines import METHODS
 from bcos_transformers.evaluation.benchmark_cells import write_whole
 from bcos_transformers.evaluation.benchmark_settings import SEARCH
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
@@ -30,6 +31,7 @@ SHOWN = {
     "MRR ↑": "mrr",
     "phrases ↑": "phrases",
 }
+SIGNED = {"SeqPG ↑", "phrases ↑"}  # measures that ask for the sign of scores
 LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"},
@@ -199,6 +201,9 @@ def _shown(frame: Any) -> list[dict[str, str]]:
     rows = []
     for line in frame.to_dict("records"):
         numbers = {title: _interval(line, name) for title, name in kept.items()}
+        if line["method"] in METHODS and not METHODS[line["method"]].signed:
+            for title in SIGNED & kept.keys():
+                numbers[title] += " (no sign)" * (numbers[title] != "–")
         numbers["residual ↓"] = "–" if _missing(line["residual"]) else f"{line['residual']:.0e}"
         numbers["cost"] = "–" if _missing(line["cost"]) else f"{line['cost']:.1f}"
         numbers["ms/text"] = "–" if _missing(line["seconds"]) else f"{1000 * line['seconds']:.0f}"

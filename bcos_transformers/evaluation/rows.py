@@ -124,7 +124,7 @@ class Classifier:
         Args:
             changed: texts and what is hidden of each. The same text with the same tokens hidden is computed once.
             replacement: `"mask"`: a hidden token becomes the mask token; `"attention"`: it is taken out of the attention
-                mask, its position staying empty; None is `"mask"`, for which texts without hidden tokens need no mask token.
+                mask, its position staying empty (a decoder's head still reads the last token's own embedding); None is `"mask"`, for which texts without hidden tokens need no mask token.
             description: of the progress bar.
 
         Raises:

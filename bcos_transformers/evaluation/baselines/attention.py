@@ -22,6 +22,7 @@ class Attention(AttributionMethod):
     """
 
     name = "attention"
+    signed = False
     row_by_row = True  # eager attention within a window gives NaN where padding leaves a token nothing to look at
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> None:

@@ -76,11 +76,13 @@ class AttributionMethod:
     Attributes:
         name: in `METHODS`.
         complete: whether the scores of a text are meant to sum to a known quantity, so that a residual means something.
+        signed: whether scores tell for from against; otherwise they are never negative.
         row_by_row: whether texts are given to the method one by one, without padding.
     """
 
     name: ClassVar[str]
     complete: ClassVar[bool] = False
+    signed: ClassVar[bool] = True
     row_by_row: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> None:

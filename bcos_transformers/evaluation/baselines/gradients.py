@@ -15,6 +15,7 @@ class Saliency(AttributionMethod):
     """Length of the gradient with respect to each token's embedding (Simonyan et al. 2014); never negative."""
 
     name = "saliency"
+    signed = False
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = EmbeddedBatch(self.model, self.tokenizer, batch, baseline=None)
