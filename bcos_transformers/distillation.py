@@ -144,7 +144,9 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, hidden: bo
         mine, other = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if mine != other:
             raise ValueError(f"The teacher has {name}={other}, the student {mine}. {hint}")
-    names = [[str(label) for _, label in sorted(config.id2label.items())] for config in (student.config, teacher.config)]
+    names = [
+        [str(label) for _, label in sorted(config.id2label.items())] for config in (student.config, teacher.config)
+    ]
     named = all(not label.startswith("LABEL_") for labels in names for label in labels)
     if named and names[0] != names[1]:
         raise ValueError(

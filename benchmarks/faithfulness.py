@@ -1,7 +1,7 @@
 """From a data set and models to a table: how faithful explanations are, by every method, and what they cost.
 
     python benchmarks/faithfulness.py --file test.jsonl --output runs/faithfulness \
-        --model conventional=runs/reviews/conventional --model B-cos=runs/reviews
+        --model conventional=runs/reviews/_conventional --model B-cos=runs/reviews
 
 Without arguments the models of `examples/run_classification.py --compare` on the embedded reviews. Writes `table.csv`,
 `table.md`, `table.tex`, `records.jsonl` and `faithfulness.png` into `--output`. Interrupted, it goes on where it stopped.
@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers.logging.set_verbosity_error()
-    given = args.model or ["conventional=runs/reviews/conventional", "B-cos=runs/reviews"]
+    given = args.model or ["conventional=runs/reviews/_conventional", "B-cos=runs/reviews"]
     if any("=" not in model for model in given):
         parser.error("--model needs NAME=directory or Hub id")
     models = dict(model.split("=", 1) for model in given)

@@ -1,5 +1,7 @@
 """The data of the classification examples: a data set of the Hub, files, or the embedded reviews."""
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,3 +100,13 @@ def encode_labels(splits: DatasetDict) -> DatasetDict:
         if unknown:
             raise SystemExit(f"The {split} data have labels that the training data lack: {', '.join(unknown)}.")
     return splits.cast_column("label", ClassLabel(names=names))
+
+
+def digest(splits: DatasetDict) -> str:
+    """A hash of every text and label, by which an earlier run's data are recognised."""
+    sha = hashlib.sha256()
+    for name, rows in sorted(splits.items()):
+        sha.update(name.encode())
+        for row in rows.select_columns(["text", "label"]):
+            sha.update(json.dumps([row["text"], row["label"]]).encode())
+    return sha.hexdigest()

