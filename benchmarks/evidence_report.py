@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import platform
+import shutil
 
 import pandas
 import torch
@@ -220,7 +221,12 @@ def faithfulness_section(task: str, seed: int, args: argparse.Namespace) -> list
     }
     note += "".join(f" {name.replace('_', ' ')}: {option}." for name, option in options.items())
     note += f" {len(failed)} cells failed." if failed else ""
-    return [*heading, note, "", markdown(table(cells)).rstrip(), *rest]
+    picture = []
+    if seed == 0:
+        name = f"evidence-{task.replace('_', '-')}.png"
+        shutil.copy(benchmark.output / "faithfulness.png", args.output.parent / name)
+        picture = ["", f"![Faithfulness against cost, {task}]({name})"]
+    return [*heading, note, "", markdown(table(cells)).rstrip(), *rest, *picture]
 
 
 def write_cards(args: argparse.Namespace) -> None:
