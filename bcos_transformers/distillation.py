@@ -25,6 +25,8 @@ class DistillationCallback(TrainerCallback):
         teacher: a classifier with the student's labels, on the student's device; put into evaluation mode.
         logits_weight: weight of the Kullback-Leibler divergence; 0 leaves it out.
         task_weight: weight of the task loss; 0 learns from the teacher alone, for which no labels are needed.
+        skip_token_id: texts that hold this token are learnt without the teacher: the mask token, where masked texts are
+            strange to the teacher. Its terms are those of the other texts, times their share of the batch.
         hidden_weight: weight of the distance of hidden states; 0 leaves it out, which permits any teacher with the same
             vocabulary; otherwise teacher and student must have the same number and size of layers.
 
@@ -43,6 +45,7 @@ class DistillationCallback(TrainerCallback):
         logits_weight: float = 1.0,
         hidden_weight: float = 1.0,
         task_weight: float = 1.0,
+        skip_token_id: int | None = None,
     ) -> None:
         weights = {"logits_weight": logits_weight, "hidden_weight": hidden_weight, "task_weight": task_weight}
         for name, value in weights.items():
@@ -50,6 +53,7 @@ class DistillationCallback(TrainerCallback):
                 raise ValueError(f"`{name}` must not be negative, got {value!r}.")
         self.teacher, self.task_weight = teacher, task_weight
         self.logits_weight, self.hidden_weight = logits_weight, hidden_weight
+        self.skip_token_id = skip_token_id
         self._handles: list[Any] = []
         self._autocast: Any = contextlib.nullcontext
         self._accumulation_steps = 1
@@ -107,18 +111,33 @@ class DistillationCallback(TrainerCallback):
                 "The student got no labels: either the data has none (then set task_weight=0), or the Trainer computes "
                 "the loss itself, without the teacher (then leave out `compute_loss_func`)."
             )
-        mask = kwargs.get("attention_mask")
-        teacher = self._ask_teacher(kwargs)
-        added = self.logits_weight * divergence(output.logits, teacher.logits, mask)
-        if self.hidden_weight:
-            distance = hidden_distance(output.hidden_states, teacher.hidden_states, mask)
-            added = added + self.hidden_weight * distance
-            output["hidden_states"] = None
+        added = self._teachers_terms(kwargs, output)
+        output["hidden_states"] = None
         if count is not None:  # the task loss is divided by all labels of the step, of which this batch holds some
             share = (labels != -100).sum() / count
             added = added * share.nan_to_num(nan=1 / self._accumulation_steps)  # where no text has a label
         output["loss"] = self.task_weight * output["loss"] + added if self.task_weight else added
         return output
+
+    def _teachers_terms(self, inputs, output):
+        logits, states, share = output.logits, output.get("hidden_states"), 1.0
+        if self.skip_token_id is not None:
+            taught = ~(inputs["input_ids"] == self.skip_token_id).any(-1)
+            share = taught.double().mean().item()
+            if not share:
+                return 0.0 * logits.sum()
+            rows = len(taught)
+            inputs = {
+                name: value[taught] if torch.is_tensor(value) and value.dim() and len(value) == rows else value
+                for name, value in inputs.items()
+            }
+            logits, states = logits[taught], states and tuple(state[taught] for state in states)
+        mask = inputs.get("attention_mask")
+        teacher = self._ask_teacher(inputs)
+        added = self.logits_weight * divergence(logits, teacher.logits, mask)
+        if self.hidden_weight:
+            added = added + self.hidden_weight * hidden_distance(states, teacher.hidden_states, mask)
+        return share * added
 
     def _ask_teacher(self, inputs):
         base = self.teacher.get_base_model() if hasattr(self.teacher, "get_base_model") else self.teacher

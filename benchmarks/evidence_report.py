@@ -202,12 +202,11 @@ def faithfulness_section(task: str, seed: int, args: argparse.Namespace) -> list
     done = {(cell["model"], cell["method"]) for cell in cells}
     every = [*QUICK, *SLOW]
     missing = [
-        f"{method.replace('_', ' ')} ({model})"
+        f"{model}: {', '.join(method.replace('_', ' ') for method in absent)}"
         for model in benchmark.models
-        for method in every
-        if (model, method) not in done and (method != "bcos" or model == "B-cos")
+        if (absent := [m for m in every if (model, m) not in done and (m != "bcos" or model == "B-cos")])
     ]
-    rest = ["", f"Not run: {', '.join(missing)}."] if missing else []
+    rest = ["", f"Not run on {'; on '.join(missing)}."] if missing else []
     pairs = max((len(cell["seqpg"] or []) for cell in cells), default=0)
     settings = benchmark.settings
     note = (

@@ -69,6 +69,7 @@ class Setting:
     match_scales: bool = True
     adapt_epochs: int = 0
     train_texts: int | None = None
+    teach_masked: bool = True
 
     @property
     def conventional(self) -> bool:
@@ -223,7 +224,13 @@ def _train(setting, model, rows, tokenizer, folder, teacher, epochs, label_free=
     collator = MaskingCollator(tokenizer, setting.mask_share)
     callbacks = [collator]
     if setting.distil:
-        callbacks.append(DistillationCallback(teacher, task_weight=0.0 if label_free else 1.0))
+        callbacks.append(
+            DistillationCallback(
+                teacher,
+                task_weight=0.0 if label_free else 1.0,
+                skip_token_id=None if setting.teach_masked else tokenizer.mask_token_id,
+            )
+        )
     if setting.anneal and not label_free:
         callbacks.append(BcosAnnealingCallback(setting.anneal))
     trainer = Trainer(

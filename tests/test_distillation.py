@@ -178,6 +178,20 @@ class TestTheLoss:
         for (name, one), other in zip(student.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12, msg=name)
 
+    def test_texts_with_a_token_are_learnt_without_the_teacher(self):
+        student, teacher, inputs = student_of(), conventional(), batch()
+        inputs["input_ids"][1, 2] = 4
+        whole = {name: value[[0, 2]] for name, value in inputs.items()}
+        _, kl, distance = closed_form(student, teacher, whole, LABELS[[0, 2]].tolist(), "bce")
+        task, _, _ = closed_form(student, teacher, inputs, LABELS.tolist(), "bce")
+        callback = DistillationCallback(teacher, skip_token_id=4)
+        value = first_loss(callback, student, **inputs, labels=LABELS)
+        assert abs(value.item() / (task + 2 / 3 * (kl + distance)) - 1) < 1e-12
+        inputs["input_ids"][:, 1] = 4  # in every text: the teacher is not asked at all
+        task, _, _ = closed_form(student, teacher, inputs, LABELS.tolist(), "bce")
+        alone = first_loss(DistillationCallback(teacher, skip_token_id=4), student, **inputs, labels=LABELS)
+        assert abs(alone.item() / task - 1) < 1e-12
+
     def test_a_regression_learns_the_distance(self):
         student, teacher = student_of(num_labels=1), conventional(1)
         with torch.no_grad():
