@@ -31,8 +31,10 @@ from evidence_settings import (
     examples_of,
     masked_conventional,
     settings_of,
+    use_recipe,
 )
 from finetuning import TASKS, run
+from recipe_search import SEARCHED
 
 
 def train(args: argparse.Namespace) -> None:
@@ -103,7 +105,12 @@ def main() -> None:
     parser.add_argument("--cards", type=Path, default=Path("model_cards"))
     parser.add_argument("--only", choices=("train", "measure", "report"))
     parser.add_argument("--full", action="store_true", help="the larger budget")
+    parser.add_argument(
+        "--teach-masked", action="store_true", help="the recipe with the teacher asked about masked texts too"
+    )
     args = parser.parse_args()
+    if args.teach_masked:
+        use_recipe(SEARCHED)
     transformers.logging.set_verbosity_error()
     for name, step in (("train", train), ("measure", measure), ("report", report)):
         if args.only in (None, name):

@@ -36,12 +36,13 @@ def report(args: argparse.Namespace) -> None:
     lines = [
         "# Evidence: accuracy and faithfulness on four data sets",
         "",
-        f"`python benchmarks/evidence.py --data ../shared/data{' --full' if args.full else ''}`",
+        f"`python benchmarks/evidence.py --data ../shared/data{' --full' * args.full}{' --teach-masked' * args.teach_masked}`",
         "",
         "all-MiniLM-L6-v2 (not BERT-base), "
         f"trained on {devices(args)}, {platform.machine()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}. Numbers of training texts: SST-2 6,920, AG News 4,000, HateXplain 6,000, IMDb 2,000; "
-        "all test texts for accuracies. The recipe is that of [recipe.md](recipe.md).",
+        "all test texts for accuracies. The recipe is that of [recipe.md](recipe.md)"
+        + (", with the teacher asked about masked texts too." if args.teach_masked else "."),
         "",
         "## Accuracy",
         "",

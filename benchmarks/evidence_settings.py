@@ -54,6 +54,14 @@ MIN_PROBABILITY = {"hatexplain": 0.7}
 MASKED = [("sst2", 0)]  # where a conventional model that was fine-tuned with masking is measured as well
 
 
+_recipe = [RECIPE]
+
+
+def use_recipe(recipe: Setting) -> None:
+    """Makes another recipe that of the B-cos runs."""
+    _recipe[0] = recipe
+
+
 def masked_conventional(task: str, seed: int) -> Setting:
     """The conventional model, fine-tuned with masking as the B-cos model is."""
     return conventional(task, seed, RECIPE.mask_share)
@@ -61,7 +69,7 @@ def masked_conventional(task: str, seed: int) -> Setting:
 
 def settings_of(task: str, seed: int) -> tuple[Setting, Setting]:
     """The conventional and the B-cos run."""
-    return conventional(task, seed), dataclasses.replace(RECIPE, task=task, seed=seed)
+    return conventional(task, seed), dataclasses.replace(_recipe[0], task=task, seed=seed)
 
 
 def examples_of(task: str, data: Path, limit: int) -> list[Example]:

@@ -81,7 +81,7 @@ class FinetuningArguments(TrainingArguments):
     """TrainingArguments of transformers, with defaults that suit the embedded data."""
 
     output_dir: str | None = field(default="runs/reviews", metadata={"help": "Where the model and the page go."})
-    num_train_epochs: float = field(default=8.0, metadata={"help": "Passes over the training data."})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the training data."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Texts a training batch."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts an evaluation batch."})

@@ -258,7 +258,8 @@ def main() -> None:
             own = copy.copy(args)
             own.push_to_hub = False
             conventional_results = measure(make_trainer(teaching, own, tokens, tokenizer, []), tokens)
-        callbacks.append(DistillationCallback(teaching))
+        # Masked texts are strange to the teacher, which never saw one.
+        callbacks.append(DistillationCallback(teaching, skip_token_id=tokenizer.mask_token_id))
     if args.push_to_hub:
         callbacks.append(BcosHubCallback())
     trainer = make_trainer(model, args, tokens, tokenizer, callbacks, collator)

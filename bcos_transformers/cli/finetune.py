@@ -77,7 +77,7 @@ def finetune(
     text_column: TextColumnOption = DEFAULT_COLUMN,
     label_column: LabelColumnOption = "label",
     pair_column: PairColumnOption = None,
-    epochs: Annotated[float, typer.Option(metavar="N", min=0.01, help="Passes over the training data.")] = 8,
+    epochs: Annotated[float, typer.Option(metavar="N", min=0.01, help="Passes over the training data.")] = 6,
     learning_rate: Annotated[float, typer.Option(metavar="RATE", min=1e-9, help="Peak learning rate.")] = 2e-4,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Texts a training step.")] = 16,
     b: BOption = None,

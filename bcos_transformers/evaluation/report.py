@@ -151,6 +151,7 @@ def figure(frame: Any, path: str | Path) -> None:
                 method.replace("_", " "), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7, weight=bold
             )
     axes.set_xscale("log")
+    axes.margins(x=0.12)  # for the names of the dearest methods
     axes.set_xlabel("cost of an explanation, in forward passes (less than one is drawn at 0.5)")
     axes.set_ylabel("comprehensiveness × 100 (higher is better)")
     if len(shown):
