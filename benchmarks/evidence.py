@@ -29,19 +29,22 @@ from evidence_settings import (
     SLOW,
     benchmark_of,
     examples_of,
+    folders_of,
     masked_conventional,
     settings_of,
-    use_recipe,
 )
 from finetuning import TASKS, run
-from recipe_search import SEARCHED
+from recipe_search import RECIPE, SEARCHED
 
 
 def train(args: argparse.Namespace) -> None:
     """Trains the models that are missing."""
     everything = [(seed, task) for task, seeds in SEEDS.items() for seed in seeds]
     for seed, task in sorted(everything, key=lambda one: one[0]):  # every data set first, then more seeds
-        for setting in (*settings_of(task, seed), *([masked_conventional(task, seed)] * ((task, seed) in MASKED))):
+        for setting in (
+            *settings_of(task, seed, args.recipe),
+            *([masked_conventional(task, seed)] * ((task, seed) in MASKED)),
+        ):
             result = run(setting, args.data, args.runs, wait=False)
             if result:
                 print(f"{setting.key}: {result['test_accuracy']:.2f}", flush=True)  # noqa: T201
@@ -53,9 +56,9 @@ def measure(args: argparse.Namespace) -> None:
     everything = [(task, seed) for task, seeds in SEEDS.items() for seed in seeds]
     for chosen in (MAIN, QUICK, SLOW):
         for task, seed in everything:
-            if not all((args.runs / setting.key / "result.json").exists() for setting in settings_of(task, seed)):
-                continue
             benchmark = benchmark_of(task, seed, args)
+            if benchmark is None:
+                continue
             (benchmark.output / "cells").mkdir(parents=True, exist_ok=True)
             for model in benchmark.models:
                 for method in benchmark.methods:
@@ -66,12 +69,12 @@ def measure(args: argparse.Namespace) -> None:
 def measure_models(args: argparse.Namespace) -> None:
     """Masking validity of both models of every data set, and stability of the B-cos explanations; first seed."""
     for task in SEEDS:
-        for name, setting in zip(("conventional", "B-cos"), settings_of(task, 0), strict=True):
-            file = args.runs / setting.key / "reliability.json"
-            if file.exists() or not (args.runs / setting.key / "result.json").exists():
+        for name, folder in (folders_of(task, 0, args) or {}).items():
+            file = folder / "reliability.json"
+            if file.exists():
                 continue
-            model = AutoModelForSequenceClassification.from_pretrained(args.runs / setting.key).eval()
-            tokenizer = AutoTokenizer.from_pretrained(args.runs / setting.key)
+            model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+            tokenizer = AutoTokenizer.from_pretrained(folder)
             examples = examples_of(task, args.data, 40 if task == "imdb" else 200)
             rows = encode_rows(tokenizer, [one.text for one in examples], TASKS[task].max_length)
             labels = [one.label for one in examples]
@@ -109,8 +112,7 @@ def main() -> None:
         "--teach-masked", action="store_true", help="the recipe with the teacher asked about masked texts too"
     )
     args = parser.parse_args()
-    if args.teach_masked:
-        use_recipe(SEARCHED)
+    args.recipe = SEARCHED if args.teach_masked else RECIPE
     transformers.logging.set_verbosity_error()
     for name, step in (("train", train), ("measure", measure), ("report", report)):
         if args.only in (None, name):

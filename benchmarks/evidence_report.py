@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import shutil
+from pathlib import Path
 
 import pandas
 import torch
@@ -12,7 +13,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bcos_transformers.cli.evaluate import relative_residual
-from bcos_transformers.evaluation.benchmark import SEARCH
+from bcos_transformers.evaluation.benchmark import SEARCH, FaithfulnessBenchmark
 from bcos_transformers.evaluation.report import markdown, table, write_report
 from bcos_transformers.explanations import BcosExplainer
 from bcos_transformers.hub_folder import save_card
@@ -25,14 +26,24 @@ from evidence_settings import (
     SLOW,
     benchmark_of,
     examples_of,
+    folders_of,
     masked_conventional,
     settings_of,
 )
 from finetuning import TASKS
 
+# Benchmark and finished cells of every data set and seed; None and no cells where models are not trained.
+Measured = dict[tuple[str, int], tuple[FaithfulnessBenchmark | None, list[dict]]]
+
 
 def report(args: argparse.Namespace) -> None:
     """Writes the tables of what is there."""
+    measured: Measured = {}
+    for task, seeds in SEEDS.items():
+        for seed in seeds:
+            benchmark = benchmark_of(task, seed, args)
+            there = benchmark is not None and benchmark.output.exists()
+            measured[task, seed] = (benchmark, benchmark.finished() if there else [])
     lines = [
         "# Evidence: accuracy and faithfulness on four data sets",
         "",
@@ -59,13 +70,13 @@ def report(args: argparse.Namespace) -> None:
         "sentiment and the phrases of the treebank on SST-2. Saliency, attention and rollout have no sign, so SeqPG can only be "
         "near 50 for them. Texts and pairs are few, the intervals wide: small differences mean nothing.",
         "",
-        *summary_table(args),
+        *summary_table(measured),
     ]
     for task, seeds in SEEDS.items():
         for seed in seeds:
-            lines += faithfulness_section(task, seed, args)
+            lines += faithfulness_section(task, seed, measured, args.output.parent)
     args.output.write_text("\n".join(lines) + "\n")
-    write_cards(args)
+    write_cards(args, measured)
 
 
 def accuracy_table(args: argparse.Namespace) -> list[str]:
@@ -75,9 +86,8 @@ def accuracy_table(args: argparse.Namespace) -> list[str]:
     for task, seeds in SEEDS.items():
         pairs = []
         for seed in seeds:
-            files = [args.runs / setting.key / "result.json" for setting in settings_of(task, seed)]
-            if all(file.exists() for file in files):
-                pairs.append([json.loads(file.read_text())["test_accuracy"] for file in files])
+            if folders := folders_of(task, seed, args):
+                pairs.append([_result(folder)["test_accuracy"] for folder in folders.values()])
         if not pairs:
             lines.append(f"| {task} | {len(seeds)} | not run | not run | – |")
             continue
@@ -127,9 +137,10 @@ def reliability_tables(args: argparse.Namespace) -> list[str]:
         "|---|---|---|---|",
     ]
     for task in SEEDS:
-        for name, setting in zip(("conventional", "B-cos"), settings_of(task, 0), strict=True):
-            file = args.runs / setting.key / "reliability.json"
-            if not file.exists():
+        folders = folders_of(task, 0, args) or {}
+        for name in ("conventional", "B-cos"):
+            file = folders[name] / "reliability.json" if folders else None
+            if file is None or not file.exists():
                 lines.append(f"| {task} | {name} |" + " not run |" * (len(shares) + 1))
                 continue
             found = json.loads(file.read_text())
@@ -145,12 +156,12 @@ def reliability_tables(args: argparse.Namespace) -> list[str]:
 
 def devices(args: argparse.Namespace) -> str:
     """What the models were trained on."""
-    files = [args.runs / s.key / "result.json" for t, seeds in SEEDS.items() for n in seeds for s in settings_of(t, n)]
-    used = sorted({json.loads(file.read_text())["device"] for file in files if file.exists()})
-    return " and ".join(used) or "nothing yet"
+    trained = [folders_of(task, seed, args) or {} for task, seeds in SEEDS.items() for seed in seeds]
+    used = {_result(folder)["device"] for folders in trained for folder in folders.values()}
+    return " and ".join(sorted(used)) or "nothing yet"
 
 
-def summary_table(args: argparse.Namespace) -> list[str]:
+def summary_table(measured: Measured) -> list[str]:
     """B-cos explanations beside the best post-hoc method of either model, means over the seeds."""
     lines = [
         "| data | seeds | measure | B-cos | best post-hoc, same model | best post-hoc, conventional model |",
@@ -164,9 +175,7 @@ def summary_table(args: argparse.Namespace) -> list[str]:
     for task, seeds in SEEDS.items():
         frames = []
         for seed in seeds:
-            ready = all((args.runs / setting.key / "result.json").exists() for setting in settings_of(task, seed))
-            benchmark = benchmark_of(task, seed, args) if ready else None
-            cells = benchmark.finished() if benchmark is not None and benchmark.output.exists() else []
+            cells = measured[task, seed][1]
             if any(cell["method"] == "bcos" for cell in cells):
                 frames.append(table(cells))
         if not frames:
@@ -189,13 +198,10 @@ def summary_table(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def faithfulness_section(task: str, seed: int, args: argparse.Namespace) -> list[str]:
+def faithfulness_section(task: str, seed: int, measured: Measured, pictures: Path) -> list[str]:
     """One data set and seed."""
     heading = ["", f"### {task}, seed {seed}", ""]
-    if not all((args.runs / setting.key / "result.json").exists() for setting in settings_of(task, seed)):
-        return [*heading, "not run"]
-    benchmark = benchmark_of(task, seed, args)
-    cells = benchmark.finished() if benchmark.output.exists() else []
+    benchmark, cells = measured[task, seed]
     if not cells:
         return [*heading, "not run"]
     write_report(cells, benchmark.output)
@@ -224,22 +230,21 @@ def faithfulness_section(task: str, seed: int, args: argparse.Namespace) -> list
     picture = []
     if seed == 0:
         name = f"evidence-{task.replace('_', '-')}.png"
-        shutil.copy(benchmark.output / "faithfulness.png", args.output.parent / name)
+        shutil.copy(benchmark.output / "faithfulness.png", pictures / name)
         picture = ["", f"![Faithfulness against cost, {task}]({name})"]
     return [*heading, note, "", markdown(table(cells)).rstrip(), *rest, *picture]
 
 
-def write_cards(args: argparse.Namespace) -> None:
+def write_cards(args: argparse.Namespace, measured: Measured) -> None:
     """Cards of the first seed's B-cos models; those of HateXplain show no text."""
     for task in SEEDS:
-        plain, setting = settings_of(task, 0)
-        folders = [args.runs / one.key for one in (plain, setting)]
-        if not all((folder / "result.json").exists() for folder in folders):
+        setting, found = settings_of(task, 0, args.recipe)[1], folders_of(task, 0, args)
+        if found is None:
             continue
-        results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+        folders = list(found.values())
+        results = [_result(folder) for folder in folders]
         accuracies = [{name: result[f"test_{name}"] / 100 for name in ("accuracy", "macro_f1")} for result in results]
-        benchmark = benchmark_of(task, 0, args)
-        cells = benchmark.finished() if benchmark.output.exists() else []
+        cells = measured[task, 0][1]
         lines = table(cells).to_dict("records") if cells else []
         columns = ("model", "method", "comprehensiveness", "sufficiency", "seqpg", "cost")
         texts = [one.text for one in examples_of(task, args.data, 3)] if task in ("sst2", "ag_news") else []
@@ -265,6 +270,10 @@ def write_cards(args: argparse.Namespace) -> None:
         folder = args.cards / facts.name
         folder.mkdir(parents=True, exist_ok=True)
         save_card(folder, model, facts, explainer(texts) if texts else [])
+
+
+def _result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
 
 
 def _or_none(value: object) -> object:

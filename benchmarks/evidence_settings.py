@@ -54,22 +54,21 @@ MIN_PROBABILITY = {"hatexplain": 0.7}
 MASKED = [("sst2", 0)]  # where a conventional model that was fine-tuned with masking is measured as well
 
 
-_recipe = [RECIPE]
-
-
-def use_recipe(recipe: Setting) -> None:
-    """Makes another recipe that of the B-cos runs."""
-    _recipe[0] = recipe
-
-
 def masked_conventional(task: str, seed: int) -> Setting:
     """The conventional model, fine-tuned with masking as the B-cos model is."""
     return conventional(task, seed, RECIPE.mask_share)
 
 
-def settings_of(task: str, seed: int) -> tuple[Setting, Setting]:
+def settings_of(task: str, seed: int, recipe: Setting = RECIPE) -> tuple[Setting, Setting]:
     """The conventional and the B-cos run."""
-    return conventional(task, seed), dataclasses.replace(_recipe[0], task=task, seed=seed)
+    return conventional(task, seed), dataclasses.replace(recipe, task=task, seed=seed)
+
+
+def folders_of(task: str, seed: int, args: argparse.Namespace) -> dict[str, Path] | None:
+    """Where both models are, by name; None if one of them is not trained yet."""
+    folders = [args.runs / setting.key for setting in settings_of(task, seed, args.recipe)]
+    trained = all((folder / "result.json").exists() for folder in folders)
+    return dict(zip(("conventional", "B-cos"), folders, strict=True)) if trained else None
 
 
 def examples_of(task: str, data: Path, limit: int) -> list[Example]:
@@ -95,8 +94,11 @@ def examples_of(task: str, data: Path, limit: int) -> list[Example]:
     return examples
 
 
-def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> FaithfulnessBenchmark:
-    """The benchmark of a data set and seed."""
+def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> FaithfulnessBenchmark | None:
+    """The benchmark of a data set and seed; None where a model is not trained yet."""
+    folders = folders_of(task, seed, args)
+    if folders is None:
+        return None
     budget = (FULL if args.full else SMALL)[task]
     settings = BenchmarkSettings(
         max_length=TASKS[task].max_length,
@@ -107,12 +109,11 @@ def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> Faithfulness
         seed=seed,
         method_options=METHOD_OPTIONS,
     )
-    models = {
-        name: str(args.runs / setting.key)
-        for name, setting in zip(("conventional", "B-cos"), settings_of(task, seed), strict=True)
-    }
+    models = {name: str(folder) for name, folder in folders.items()}
     if (task, seed) in MASKED and (args.runs / masked_conventional(task, seed).key / "result.json").exists():
         models["conventional, masked"] = str(args.runs / masked_conventional(task, seed).key)
-    output = args.runs / f"faithfulness-{'full' if args.full else 'small'}" / f"{task}-seed{seed}"
+    # Cells of different budgets and recipes have files of their own, so that none replaces another.
+    kind = ("full" if args.full else "small") + ("" if args.recipe == RECIPE else "-other-recipe")
+    output = args.runs / f"faithfulness-{kind}" / f"{task}-seed{seed}"
     methods = budget.methods if seed == 0 else budget.more_seeds
     return FaithfulnessBenchmark(models, examples_of(task, args.data, POOL * budget.pairs), output, methods, settings)

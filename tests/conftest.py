@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers.utils.hub
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast, TrainingArguments
 
 import bcos_transformers
 from bcos_transformers import registration
+from bcos_transformers.evaluation.baselines import AttributionMethod
+from hub_server import running_hub
 
 torch.set_num_threads(1)  # models this small only lose time by sharing their work
 SHARED = Path(__file__).parents[2] / "shared"
@@ -91,6 +95,36 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
+def explained(monkeypatch) -> list[str]:
+    """Names of the attribution methods that explained, a name for every batch."""
+    found: list[str] = []
+    real = AttributionMethod.attribute
+
+    def attribute(self, *arguments, **options):
+        found.append(self.name)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(AttributionMethod, "attribute", attribute)
+    return found
+
+
+def training_arguments(folder="unused", **overrides) -> TrainingArguments:
+    """For a short and quiet training on the CPU."""
+    values = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 0,
+    }
+    return TrainingArguments(**{**values, **overrides})
+
+
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
@@ -129,3 +163,31 @@ def relative_residual(explanation) -> float:
 
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, which is not part of the project")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The Hub that this process and its children know, and nothing of the user's own."""
+    home = tmp_path_factory.mktemp("home")
+    with running_hub() as hub, pytest.MonkeyPatch.context() as patch:
+        patched = {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_URL_HOSTS": constants.HF_URL_HOSTS | {hub.url.removeprefix("http://")},
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+        }
+        for name, value in patched.items():
+            patch.setattr(constants, name, value)
+        patch.setattr(transformers.utils.hub, "_hf_api", None)
+        patch.setenv("HF_TOKEN", "hf_tester")
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield hub
+
+
+@pytest.fixture
+def hub(server):
+    yield server
+    server.faults.clear()

@@ -5,16 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
-from test_benchmark import EXAMPLES, models
-from test_cli import cli, saved
 from typer.testing import CliRunner
 
 from attribution_toys import conventional
 from bcos_transformers.cli.app import app
-from bcos_transformers.evaluation.baselines import METHODS, AttributionMethod
+from bcos_transformers.evaluation.baselines import METHODS
 from bcos_transformers.evaluation.baselines.direct import Random
 from bcos_transformers.evaluation.benchmark import BenchmarkSettings, FaithfulnessBenchmark
 from bcos_transformers.evaluation.benchmark_data import Example
+from benchmark_toys import EXAMPLES, models
+from command_line import cli, saved
 from conftest import bcos_model, make_tokenizer
 from contract import tiny_model
 
@@ -34,20 +34,6 @@ def folder(tmp_path_factory) -> Path:
 
 def evaluate(folder: Path, *options: object, code: int = 0):
     return cli("evaluate", folder / "bcos", "--file", folder / "texts.jsonl", *options, code=code)
-
-
-@pytest.fixture
-def explained(monkeypatch) -> list[str]:
-    """Names of the methods that explained."""
-    found: list[str] = []
-    real = AttributionMethod.attribute
-
-    def attribute(self, *arguments, **options):
-        found.append(self.name)
-        return real(self, *arguments, **options)
-
-    monkeypatch.setattr(AttributionMethod, "attribute", attribute)
-    return found
 
 
 def test_the_document_is_what_the_benchmark_gives(folder, tmp_path):

@@ -35,7 +35,7 @@ def test_every_run_has_a_folder_of_its_own():
 
 
 def test_accuracies_and_gaps(tmp_path):
-    arguments = argparse.Namespace(runs=tmp_path, full=False)
+    arguments = argparse.Namespace(runs=tmp_path, full=False, recipe=recipe_search.RECIPE)
     for seed, (plain, bcos) in enumerate([(90.0, 89.0), (88.0, 88.5)]):
         for setting, accuracy in zip(settings_of("sst2", seed), (plain, bcos), strict=True):
             write_result(tmp_path, setting, accuracy)

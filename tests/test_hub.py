@@ -1,45 +1,34 @@
 """Pushing to and loading from a Hub on loopback, over HTTP."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers.utils.hub
 import yaml
-from datasets import Dataset
-from hub_server import running_hub
 from huggingface_hub import HfApi, ModelCard, constants, parse_eval_result_entries
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from peft import LoraConfig, get_peft_model
-from test_remote_code import BLOCK
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
     pipeline,
 )
 
 import bcos_transformers
 from bcos_transformers import BcosExplainer
-from bcos_transformers.hub import BcosHubCallback, push_to_hub
+from bcos_transformers.hub import push_to_hub
 from bcos_transformers.model_card import CardFacts
 from conftest import bcos_model, make_tokenizer, tiny_config
 from contract import tiny_inputs, tiny_model
+from hub_helpers import TEXT, logits, missing_code, run, same
+from hub_server import running_hub
 
-# huggingface_hub's own upload of large files
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-ROOT = Path(__file__).parents[1]
-TEXT = "a very good film , not dull !"
 PACKAGED = [
     ("bert", "base"),
     ("bert", "sequence-classification"),
@@ -50,99 +39,9 @@ PACKAGED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The Hub that this process and its children know, and nothing of the user's own."""
-    home = tmp_path_factory.mktemp("home")
-    with running_hub() as hub, pytest.MonkeyPatch.context() as patch:
-        patched = {
-            "ENDPOINT": hub.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_URL_HOSTS": constants.HF_URL_HOSTS | {hub.url.removeprefix("http://")},
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(home / "hub"),
-            "HF_TOKEN_PATH": str(home / "token"),
-        }
-        for name, value in patched.items():
-            patch.setattr(constants, name, value)
-        patch.setattr(transformers.utils.hub, "_hf_api", None)
-        patch.setenv("HF_TOKEN", "hf_tester")
-        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        yield hub
-
-
-@pytest.fixture
-def hub(server):
-    yield server
-    server.faults.clear()
-
-
 @pytest.fixture
 def model():
     return bcos_model(id2label={0: "bad", 1: "good", 2: "so so"}).float()
-
-
-def logits(model, **inputs):
-    with torch.no_grad():
-        return model(**inputs)[0]
-
-
-SAME = """
-def same(a, b):
-    return torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-"""
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal up to the last bits, which depend on where in memory the weights lie."""
-    return torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def run(code: str, hub, home: Path, **env: str) -> subprocess.CompletedProcess:
-    """Runs `code` in a process that cannot import the package, with a cache of its own."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    env = {
-        **inherited,
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PYTHONPATH": "",
-        **env,
-    }
-    return subprocess.run(
-        [sys.executable, "-c", BLOCK + SAME + code],
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env=env,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def missing_code(files: dict[str, bytes]) -> list[str]:
-    """What the configurations of a commit name but the commit lacks, relative imports of the code included."""
-    missing = []
-    for path, content in files.items():
-        if path.rpartition("/")[2] != "config.json":
-            continue
-        config, folder = json.loads(content), path.removesuffix("config.json")
-        references = list(config.get("auto_map", {}).values())
-        references += [entry["impl"] for entry in config.get("custom_pipelines", {}).values()]
-        wanted = [reference.partition(".")[0] for reference in references]
-        seen = set()
-        while wanted:
-            module = wanted.pop()
-            if module in seen:
-                continue
-            seen.add(module)
-            code = files.get(f"{folder}{module}.py")
-            if code is None:
-                missing.append(f"{folder}{module}.py")
-            else:
-                wanted += re.findall(r"^\s*from \.(\w+) import", code.decode(), flags=re.MULTILINE)
-    return missing
 
 
 def test_one_commit_has_everything(hub, model, tokenizer):
@@ -424,82 +323,3 @@ def test_stock_push_to_hub_still_works(hub, model, tokenizer):
     assert not missing_code(hub.files("tester/stock"))
     again = AutoModelForSequenceClassification.from_pretrained("tester/stock")
     assert torch.equal(again.classifier.weight, model.classifier.weight)
-
-
-class FinishedPush(TrainerCallback):
-    """Waits for each push, so that no commit is left out for having the files of the next one already."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args, state, control, **kwargs):
-        self.trainer._finish_current_push()
-
-
-@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
-def test_every_commit_of_a_trainer_has_its_code(hub, model, tokenizer, tmp_path, strategy):
-    rows = [{"text": f"the film was {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(8)]
-    data = Dataset.from_list(rows).map(lambda row: tokenizer(row["text"]))
-    repo = f"tester/trained-{strategy}"
-    args = TrainingArguments(
-        str(tmp_path / "out"),
-        push_to_hub=True,
-        hub_model_id=repo,
-        hub_strategy=strategy,
-        hub_always_push=True,
-        save_strategy="epoch",
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    trainer = Trainer(model, args, train_dataset=data, processing_class=tokenizer, callbacks=[BcosHubCallback()])
-    trainer.add_callback(FinishedPush(trainer))
-    trainer.train()
-    trainer.push_to_hub()
-    commits = hub.history(repo)
-    with_config = [commit for commit in commits if "config.json" in commit.files]
-    assert len(with_config) >= 3, [commit.message for commit in commits]
-    assert any("step" in commit.message or "epoch" in commit.message for commit in with_config)
-    for commit in commits:
-        assert not missing_code(commit.files), commit.message
-    assert not [path for path in os.listdir(args.output_dir) if path.startswith("_code")]
-    if strategy == "checkpoint":
-        assert "last-checkpoint/config.json" in commits[-1].files
-    early = AutoModelForSequenceClassification.from_pretrained(repo, revision=with_config[0].sha)
-    assert not torch.equal(early.classifier.weight, model.classifier.weight)
-
-
-def test_the_callback_is_needed_and_for_bcos_models_only(tmp_path, model):
-    """The stock Trainer alone uploads the configuration without the code."""
-    model.save_pretrained(tmp_path)
-    files = {"config.json": (tmp_path / "config.json").read_bytes()}
-    assert missing_code(files)
-    with pytest.raises(TypeError, match="from_pretrained_bcos"):
-        BcosHubCallback().on_train_begin(None, None, None, model=BertForSequenceClassification(tiny_config()))
-
-
-def test_an_adapter_alone_needs_no_code(tmp_path, model):
-    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2, task_type="SEQ_CLS"))
-    state = SimpleNamespace(is_world_process_zero=True)
-    args = SimpleNamespace(output_dir=str(tmp_path / "out"))
-    BcosHubCallback().on_train_begin(args, state, None, model=adapted)
-    assert not (tmp_path / "out").exists()
-    BcosHubCallback().on_train_begin(args, state, None, model=bcos_model())
-    assert (tmp_path / "out" / "modeling_bcos_bert.py").is_file()
-
-
-def test_the_example_runs(hub, checkpoint, tmp_path, capsys, monkeypatch):
-    import runpy
-
-    monkeypatch.chdir(tmp_path)
-    script = ROOT / "examples" / "push_and_pull.py"
-    arguments = [script.name, "--model", str(checkpoint), "--repo-id", "tester/example", "--text", TEXT]
-    monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(script), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert "tester/example" in printed
-    assert hub.history("tester/example")[0].sha in printed
-    assert "equal" in printed
-    assert "explanation.png" in hub.files("tester/example")

@@ -10,7 +10,6 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset
-from test_hub import missing_code, server  # noqa: F401 - a Hub on loopback
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -32,6 +31,7 @@ from bcos_transformers.language_modeling import (
     masked_text,
 )
 from conftest import WORDS
+from hub_helpers import missing_code
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -309,7 +309,7 @@ def test_causal_example(llama_checkpoint, files, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own upload of large files
-def test_every_push_of_the_example_can_be_loaded(llama_checkpoint, files, tmp_path, monkeypatch, capsys, server):  # noqa: F811
+def test_every_push_of_the_example_can_be_loaded(llama_checkpoint, files, tmp_path, monkeypatch, capsys, server):
     data = ("--train_file", files["train"], "--validation_file", files["validation"], "--block_size", "16")
     hub = ("--push_to_hub", "True", "--hub_model_id", "tester/stories", "--hub_strategy", "every_save")
     steps = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4")

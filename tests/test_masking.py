@@ -16,7 +16,7 @@ from transformers import (
 import contract
 from bcos_transformers import MaskingCollator
 from bcos_transformers.data.masking import maskable_tokens
-from conftest import WORDS, bcos_model, tiny_config
+from conftest import WORDS, bcos_model, tiny_config, training_arguments
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 
@@ -164,20 +164,7 @@ class TestWhatIsHidden:
 
 
 def arguments(folder, **overrides) -> TrainingArguments:
-    values = {
-        "output_dir": str(folder),
-        "max_steps": 5,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "seed": 0,
-    }
-    return TrainingArguments(**{**values, **overrides})
+    return training_arguments(folder, **{"max_steps": 5, "per_device_eval_batch_size": 8, **overrides})
 
 
 def conventional():

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from hub_server import running_hub
 from huggingface_hub import HfApi, constants
 from test_perturbation import IDS, SCORES, WEIGHTS
 
@@ -13,6 +12,7 @@ from bcos_transformers.evaluation.bootstrap import bootstrap_interval
 from bcos_transformers.evaluation.perturbation import perturbation_scores
 from bcos_transformers.evaluation.rows import Classifier, encode_rows, rows_of
 from conftest import bcos_model, make_tokenizer
+from hub_server import running_hub
 from toy_classifier import ToyClassifier
 
 METRICS = Path(bcos_transformers.__file__).parent / "evaluation" / "metrics"

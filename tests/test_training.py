@@ -6,11 +6,11 @@ import logging
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
 from bcos_transformers import BcosAnnealingCallback, from_pretrained_bcos, set_b
 from bcos_transformers.modeling.bcos_layers import BcosLinear
-from conftest import HEADS, batch, bcos_model, relative_residual
+from conftest import HEADS, batch, bcos_model, relative_residual, training_arguments
 from contract import CHECKPOINTING
 
 
@@ -26,22 +26,9 @@ def examples(count: int = 32) -> list[dict]:
 
 
 def train(model, folder, callbacks=(), resume=None, data=None, **overrides) -> Trainer:
-    values = {
-        "output_dir": str(folder),
-        "max_steps": 8,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 5e-3,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "seed": 0,
-    }
     trainer = Trainer(
         model,
-        TrainingArguments(**{**values, **overrides}),
+        training_arguments(folder, **{"max_steps": 8, "learning_rate": 5e-3, **overrides}),
         train_dataset=data or examples(),
         callbacks=list(callbacks),
     )

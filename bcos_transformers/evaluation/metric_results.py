@@ -1,10 +1,40 @@
-"""What every metric module returns: means with confidence intervals, and the numbers of each text."""
+"""What the metric modules share: how they describe themselves, and means with confidence intervals as their results."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
+from bcos_transformers.extras import require
+
+
+def metric_info(description: str, inputs: str, citation: str, predictions: str, references: str) -> Any:
+    """What `evaluate` wants to know of a metric.
+
+    Args:
+        description: what it measures.
+        inputs: what `compute` takes.
+        citation: where it is from.
+        predictions: kind of each prediction, such as `"float64"`; `"[float64]"` is a list of those.
+        references: kind of each reference.
+
+    Returns:
+        An `evaluate.MetricInfo`.
+    """
+    datasets, evaluate = require("datasets", "eval"), require("evaluate", "eval")
+
+    def feature(kind: str) -> Any:
+        if kind.startswith("["):
+            return datasets.Sequence(feature(kind[1:-1]))
+        return datasets.Value(kind)
+
+    features = {"predictions": feature(predictions), "references": feature(references)}
+    return evaluate.MetricInfo(
+        description=description,
+        citation=citation,
+        inputs_description=inputs,
+        features=datasets.Features(features),
+    )
 
 
 def summarize(

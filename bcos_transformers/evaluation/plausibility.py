@@ -12,6 +12,8 @@ from itertools import groupby
 
 import torch
 
+from bcos_transformers.evaluation.correlation import spearman
+
 
 @dataclass(frozen=True)
 class PlausibilityScores:
@@ -115,13 +117,4 @@ def phrase_correlation(scores: Sequence[float], spans: Sequence[tuple[int, int, 
     kept = [(start, end, label) for start, end, label in spans if end - start < len(scores)]
     sums = torch.tensor([sum(scores[start:end]) for start, end, _ in kept], dtype=torch.float64)
     labels = torch.tensor([label for *_, label in kept], dtype=torch.float64)
-    if len(kept) < 2 or len(sums.unique()) < 2 or len(labels.unique()) < 2:
-        return float("nan")
-    return float(torch.corrcoef(torch.stack([_ranks(sums), _ranks(labels)]))[0, 1])
-
-
-def _ranks(values: torch.Tensor) -> torch.Tensor:
-    """Ranks, tied values sharing their mean rank."""
-    _, place, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[place]
+    return spearman(sums, labels)

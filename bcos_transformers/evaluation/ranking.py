@@ -27,8 +27,7 @@ def ranking(scores: Sequence[float], row: Row, seed: int = 0) -> list[int]:
     """
     check_scores(scores, row)
     positions = row.positions
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + row.key) % 2**63)
-    drawn = torch.randperm(len(positions), generator=generator).tolist()
+    drawn = torch.randperm(len(positions), generator=row.generator(seed * 1_000_003)).tolist()
     tie = dict(zip(positions, drawn, strict=True))
     return sorted(positions, key=lambda position: (-scores[position], tie[position]))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bcos_transformers.evaluation.correlation import spearman
 from bcos_transformers.evaluation.rows import ChangedRow, Classifier, Row
 
 
@@ -57,8 +58,6 @@ def stability(attributions: Sequence[Sequence[float]], references: Sequence[Sequ
     Raises:
         ValueError: the numbers of texts or tokens differ, there are none, or a score is not finite.
     """
-    from bcos_transformers.evaluation.plausibility import _ranks
-
     if len(attributions) != len(references):
         raise ValueError(f"{len(attributions)} explanations but {len(references)} to compare them with.")
     if not references:
@@ -72,10 +71,10 @@ def stability(attributions: Sequence[Sequence[float]], references: Sequence[Sequ
             raise ValueError(f"Text {i} needs scores, and finite ones; it has none, or some are NaN or infinite.")
         scale = b.abs().max().clamp_min(1e-300)
         difference = max(difference, float((a - b).abs().max() / scale))
-        if len(a.unique()) > 1 and len(b.unique()) > 1:
-            correlation = min(correlation, float(torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1]))
-        elif len(a.unique()) != len(b.unique()):
-            correlation = min(correlation, 0.0)
+        ranks = spearman(a, b)
+        if math.isnan(ranks):  # all scores the same in one of them: alike if in both, else unrelated
+            ranks = float(len(a.unique()) == len(b.unique()))
+        correlation = min(correlation, ranks)
     return Stability(difference, correlation)
 
 
@@ -183,6 +182,5 @@ def expected_calibration_error(confidence: torch.Tensor, correct: torch.Tensor, 
 
 def _random_part(row: Row, share: float, seed: int) -> frozenset[int]:
     positions = row.positions
-    generator = torch.Generator().manual_seed((seed + row.key) % 2**63)
-    order = torch.randperm(len(positions), generator=generator).tolist()
+    order = torch.randperm(len(positions), generator=row.generator(seed)).tolist()
     return frozenset(positions[i] for i in order[: round(share * len(positions))])

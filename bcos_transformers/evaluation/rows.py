@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bcos_transformers.data.masking import maskable_tokens
+from bcos_transformers.data.masking import REPLACEMENTS, maskable_tokens
 from bcos_transformers.modeling.bcos_eval_mode import evaluation_mode
 
-REPLACEMENTS = ("mask", "attention")
 MIN_BATCH = 8  # texts, before a batch is cut off for its padding
 MAX_PADDING = 0.1  # of a batch's tokens
 
@@ -43,6 +42,10 @@ class Row:
     def key(self) -> int:
         """A number that depends on the token ids alone, to seed what is drawn for this text."""
         return zlib.crc32(",".join(map(str, self.input_ids)).encode())
+
+    def generator(self, seed: int) -> torch.Generator:
+        """For what is drawn for this text: depends on `seed` and the token ids alone."""
+        return torch.Generator().manual_seed((seed + self.key) % 2**63)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What all attribution methods share: their interface, the checks of what they are given, and rows apart from each other."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bcos_transformers.data.masking import maskable_tokens
 from bcos_transformers.evaluation.baselines.randomness import row_seed, seeded
+from bcos_transformers.extras import require
 from bcos_transformers.modeling.bcos_eval_mode import evaluation_mode
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -62,7 +64,7 @@ class Batch:
         )
 
 
-class AttributionMethod:
+class AttributionMethod(ABC):
     """Scores the tokens of texts by what they do for a class of a sequence classifier.
 
     The model is used where it is and as it is: its mode, gradients and `requires_grad` are left as they were, and so is the
@@ -130,12 +132,12 @@ class AttributionMethod:
         self._check_finite(scores, explained)
         return Attribution(scores, explained, None if explained is None else explained - scores.sum(-1))
 
+    @abstractmethod
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores `(batch, tokens)`, and what they should sum to if the method is complete.
 
         Gradients are enabled, and random generators are seeded for the first row.
         """
-        raise NotImplementedError
 
     def _read(self, inputs: Any, target: Any, keys: Any, device: torch.device) -> Batch:
         unknown = [name for name in inputs if name not in INPUTS]
@@ -182,6 +184,15 @@ class AttributionMethod:
                     f"The {what} that {self.name} finds for text {row} are not finite. Known causes: weights that are NaN, "
                     f"and overflow in half precision (the model's dtype is {getattr(self.model, 'dtype', 'unknown')})."
                 )
+
+
+def captum_attr() -> Any:
+    """The module of captum's methods.
+
+    Raises:
+        ImportError: captum is not installed.
+    """
+    return require("captum.attr", "eval")
 
 
 def check_count(name: str, value: Any, least: int | None) -> int:

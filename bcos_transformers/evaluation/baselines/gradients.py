@@ -1,12 +1,11 @@
 """Methods that follow the gradient of a logit with respect to the word embeddings, through captum."""
 
 import warnings
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bcos_transformers.evaluation.baselines.base import AttributionMethod, Batch, check_count
+from bcos_transformers.evaluation.baselines.base import AttributionMethod, Batch, captum_attr, check_count
 from bcos_transformers.evaluation.baselines.embedded import EmbeddedBatch, reference_token
 from bcos_transformers.extras import require
 
@@ -19,7 +18,7 @@ class Saliency(AttributionMethod):
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = EmbeddedBatch(self.model, self.tokenizer, batch, baseline=None)
-        method = _captum().Saliency(given.function)
+        method = captum_attr().Saliency(given.function)
         gradient = method.attribute(
             given.embeddings.requires_grad_(), additional_forward_args=given.arguments, abs=False
         )
@@ -38,7 +37,7 @@ class InputXGradient(AttributionMethod):
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = EmbeddedBatch(self.model, self.tokenizer, batch, baseline=None)
-        method = _captum().InputXGradient(given.function)
+        method = captum_attr().InputXGradient(given.function)
         scores = method.attribute(given.embeddings.requires_grad_(), additional_forward_args=given.arguments)
         return scores.sum(-1), given.function.logits
 
@@ -76,12 +75,13 @@ class IntegratedGradients(_WithReference):
         tokenizer: see `AttributionMethod`.
         seed: unused.
         baseline: `"mask"`, `"pad"` or `"zero"`: what the reference is made of.
-        n_steps: points on the line (Gauss-Legendre).
+        n_steps: points on the line (Gauss-Legendre); None is 20.
         internal_batch_size: most rows a pass takes.
     """
 
     name = "integrated_gradients"
     complete = True
+    usual_steps = 20
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class IntegratedGradients(_WithReference):
         *,
         seed: int = 0,
         baseline: str = "mask",
-        n_steps: int = 20,
+        n_steps: int | None = None,
         internal_batch_size: int = 64,
     ) -> None:
         super().__init__(model, tokenizer, seed=seed, baseline=baseline)
-        self.n_steps = check_count("n_steps", n_steps, 1)
+        self.n_steps = check_count("n_steps", self.usual_steps if n_steps is None else n_steps, 1)
         self.internal_batch_size = check_count("internal_batch_size", internal_batch_size, 1)
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -111,7 +111,7 @@ class IntegratedGradients(_WithReference):
     def _integrate(
         self, given: EmbeddedBatch, embeddings: torch.Tensor, reference: torch.Tensor, arguments: tuple
     ) -> torch.Tensor:
-        method = _captum().IntegratedGradients(given.function)
+        method = captum_attr().IntegratedGradients(given.function)
         return method.attribute(
             embeddings,
             reference,
@@ -132,32 +132,14 @@ class SequentialIntegratedGradients(IntegratedGradients):
         tokenizer: see `AttributionMethod`.
         seed: unused.
         baseline: `"mask"`, `"pad"` or `"zero"`: what a token is exchanged for.
-        n_steps: points on each token's line (Gauss-Legendre).
+        n_steps: points on each token's line (Gauss-Legendre); None is 10.
         internal_batch_size: most rows a pass takes.
     """
 
     name = "sequential_integrated_gradients"
     complete = False
     row_by_row = True
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int = 0,
-        baseline: str = "mask",
-        n_steps: int = 10,
-        internal_batch_size: int = 64,
-    ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            seed=seed,
-            baseline=baseline,
-            n_steps=n_steps,
-            internal_batch_size=internal_batch_size,
-        )
+    usual_steps = 10
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = self._embedded(batch)
@@ -211,7 +193,7 @@ class DeepLift(_WithReference):
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = self._embedded(batch)
-        method = _captum().DeepLift(given.function)
+        method = captum_attr().DeepLift(given.function)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", r"Setting forward, backward hooks and attributes on non-linear\s", UserWarning
@@ -254,12 +236,8 @@ class GradientShap(_WithReference):
 
     def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         given = self._embedded(batch)
-        method = _captum().GradientShap(given.function)
+        method = captum_attr().GradientShap(given.function)
         scores = method.attribute(
             given.embeddings, given.reference, n_samples=self.n_samples, additional_forward_args=given.arguments
         )
         return scores.sum(-1), given.difference()
-
-
-def _captum() -> Any:
-    return require("captum.attr", "eval")

@@ -1,14 +1,14 @@
 """Methods that take tokens away and watch the logit, through captum, on a vector that says which tokens are there."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bcos_transformers.evaluation.baselines.base import AttributionMethod, Batch, check_count
+from bcos_transformers.evaluation.baselines.base import AttributionMethod, Batch, captum_attr, check_count
 from bcos_transformers.evaluation.baselines.embedded import EmbeddedBatch, reference_token
-from bcos_transformers.extras import require
 
 
 class _Perturbation(AttributionMethod):
@@ -47,9 +47,9 @@ class _Perturbation(AttributionMethod):
             scores[0, places] = found[0].to(scores)
         return scores, given.difference() if self.complete else None
 
+    @abstractmethod
     def _explain(self, function: Callable[[torch.Tensor], torch.Tensor], present: torch.Tensor) -> torch.Tensor:
         """Scores `(1, n)` of n tokens, where `function` gives logits `(rows,)` for presence vectors `(rows, n)`."""
-        raise NotImplementedError
 
 
 class Occlusion(_Perturbation):
@@ -65,7 +65,7 @@ class Occlusion(_Perturbation):
     name = "occlusion"
 
     def _explain(self, function: Callable[[torch.Tensor], torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        method = _captum().FeatureAblation(function)
+        method = captum_attr().FeatureAblation(function)
         return method.attribute(present, 0.0, perturbations_per_eval=self.perturbations_per_eval)
 
 
@@ -98,7 +98,7 @@ class ShapleyValueSampling(_Perturbation):
         self.n_permutations = check_count("n_permutations", n_permutations, 1)
 
     def _explain(self, function: Callable[[torch.Tensor], torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        method = _captum().ShapleyValueSampling(function)
+        method = captum_attr().ShapleyValueSampling(function)
         return method.attribute(
             present, 0.0, n_samples=self.n_permutations, perturbations_per_eval=self.perturbations_per_eval
         )
@@ -143,7 +143,7 @@ class KernelShap(_Surrogate):
     complete = True
 
     def _explain(self, function: Callable[[torch.Tensor], torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        captum = _captum()
+        captum = captum_attr()
         if present.shape[1] == 1:  # captum has no distribution over subsets that are neither all nor none
             return captum.FeatureAblation(function).attribute(present, 0.0)
         return self._fit(captum.KernelShap(function), present)
@@ -159,7 +159,7 @@ class Lime(_Surrogate):
     name = "lime"
 
     def _explain(self, function: Callable[[torch.Tensor], torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        return self._fit(_captum().Lime(function), present)
+        return self._fit(captum_attr().Lime(function), present)
 
 
 def _presence_function(given: EmbeddedBatch, places: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -175,7 +175,3 @@ def _presence_function(given: EmbeddedBatch, places: torch.Tensor) -> Callable[[
             return given.function(mixed, *(value.expand(rows, *value.shape[1:]) for value in given.arguments))
 
     return function
-
-
-def _captum() -> Any:
-    return require("captum.attr", "eval")

@@ -1,9 +1,8 @@
 """How far explanations are from adding up to what they explain, as an `evaluate` module."""
 
-import datasets
 import evaluate
 
-from bcos_transformers.evaluation.metric_results import summarize
+from bcos_transformers.evaluation.metric_results import metric_info, summarize
 from bcos_transformers.evaluation.reliability import completeness_residuals
 
 DESCRIPTION = "|explained quantity − Σ scores|, alone and divided by the largest |score| of the text: 0 is complete."
@@ -19,17 +18,7 @@ class Completeness(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="arXiv 2502.12992, section 3.3",
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Value("float64"),
-                }
-            ),
-        )
+        return metric_info(DESCRIPTION, INPUTS, "arXiv 2502.12992, section 3.3", "[float64]", "float64")
 
     def _compute(self, predictions, references, seed=0, resamples=2000) -> dict:
         found = completeness_residuals(predictions, references)

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-import datasets
 import evaluate
 
+from bcos_transformers.evaluation.metric_results import metric_info
 from bcos_transformers.evaluation.reliability import masking_validity
 from bcos_transformers.evaluation.rows import Classifier, rows_of
 
@@ -27,17 +27,7 @@ class MaskingValidityOfModel(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("int64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
+        return metric_info(DESCRIPTION, INPUTS, "", "[int64]", "int64")
 
     def _compute(
         self,

@@ -2,11 +2,10 @@
 
 from dataclasses import asdict
 
-import datasets
 import evaluate
 import torch
 
-from bcos_transformers.evaluation.metric_results import summarize
+from bcos_transformers.evaluation.metric_results import metric_info, summarize
 from bcos_transformers.evaluation.perturbation import normalized, perturbation_scores, scores_of_orders
 from bcos_transformers.evaluation.rows import Classifier, rows_of
 from bcos_transformers.evaluation.search import greedy_orders
@@ -34,17 +33,7 @@ class Perturbation(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Sequence(datasets.Value("int64")),
-                }
-            ),
-        )
+        return metric_info(DESCRIPTION, INPUTS, CITATION, "[float64]", "[int64]")
 
     def _compute(
         self, predictions, references, model, tokenizer, replacement="mask", search_budget=None, seed=0, resamples=2000
@@ -68,7 +57,4 @@ class Perturbation(evaluate.Metric):
 
 def random_attributions(rows, seed: int) -> list[list[float]]:
     """Normally distributed scores, drawn for each text from the seed and its token ids."""
-    return [
-        torch.randn(len(row), generator=torch.Generator().manual_seed((seed + row.key) % 2**63)).tolist()
-        for row in rows
-    ]
+    return [torch.randn(len(row), generator=row.generator(seed)).tolist() for row in rows]

@@ -2,10 +2,9 @@
 
 from dataclasses import asdict
 
-import datasets
 import evaluate
 
-from bcos_transformers.evaluation.metric_results import summarize
+from bcos_transformers.evaluation.metric_results import metric_info, summarize
 from bcos_transformers.evaluation.plausibility import plausibility_scores
 
 DESCRIPTION = """\
@@ -23,16 +22,8 @@ class Plausibility(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="DeYoung et al. 2020, arXiv 1911.03429, section 4.1",
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Sequence(datasets.Value("int64")),
-                }
-            ),
+        return metric_info(
+            DESCRIPTION, INPUTS, "DeYoung et al. 2020, arXiv 1911.03429, section 4.1", "[float64]", "[int64]"
         )
 
     def _compute(self, predictions, references, seed=0, resamples=2000) -> dict:

@@ -1,9 +1,8 @@
 """SeqPG, the sequence pointing game, as an `evaluate` module."""
 
-import datasets
 import evaluate
 
-from bcos_transformers.evaluation.metric_results import summarize
+from bcos_transformers.evaluation.metric_results import metric_info, summarize
 from bcos_transformers.evaluation.pointing_game import PointingPair, seqpg
 
 DESCRIPTION = """\
@@ -22,17 +21,7 @@ class PointingGame(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="arXiv 2502.12992, section 4",
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("float64"))),
-                    "references": datasets.Sequence(datasets.Value("int64")),
-                }
-            ),
-        )
+        return metric_info(DESCRIPTION, INPUTS, "arXiv 2502.12992, section 4", "[[float64]]", "[int64]")
 
     def _compute(self, predictions, references, seed=0, resamples=2000) -> dict:
         pairs = [

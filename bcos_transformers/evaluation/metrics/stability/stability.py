@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-import datasets
 import evaluate
 
+from bcos_transformers.evaluation.metric_results import metric_info
 from bcos_transformers.evaluation.reliability import stability
 
 DESCRIPTION = """\
@@ -22,13 +22,7 @@ class StabilityOfExplanations(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        scores = datasets.Sequence(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": scores, "references": scores}),
-        )
+        return metric_info(DESCRIPTION, INPUTS, "", "[float64]", "[float64]")
 
     def _compute(self, predictions, references) -> dict:
         return asdict(stability(predictions, references))
