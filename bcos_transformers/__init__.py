@@ -27,6 +27,9 @@ from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear, se
 from bcos_transformers.modeling.bcos_explanation import BcosExplanation
 from bcos_transformers.modeling.bcos_generation import BcosGenerationExplanation, explain_generation
 from bcos_transformers.modeling.bcos_state import explanation_mode
+from bcos_transformers.modeling.configuration_proto import ProtoConfig
+from bcos_transformers.modeling.modeling_proto import ProtoForSequenceClassification, ProtoOutput
+from bcos_transformers.modeling.proto_explanation import ProtoExplanation
 from bcos_transformers.pipelines import BcosTextClassificationPipeline, register_pipelines
 from bcos_transformers.registration import PUBLIC_CLASSES, register_all
 from bcos_transformers.training import BcosAnnealingCallback
@@ -44,6 +47,10 @@ __all__ = [
     "ConversionReport",
     "DistillationCallback",
     "MaskingCollator",
+    "ProtoConfig",
+    "ProtoExplanation",
+    "ProtoForSequenceClassification",
+    "ProtoOutput",
     "TextExplanation",
     "WordScore",
     "assert_dynamic_linear",

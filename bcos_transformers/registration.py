@@ -4,8 +4,17 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+from bcos_transformers.modeling.configuration_proto import ProtoConfig
+from bcos_transformers.modeling.modeling_proto import ProtoForSequenceClassification
 
 TASKS = (
     "sequence-classification",
@@ -74,3 +83,5 @@ def register_all() -> None:
             AutoTokenizer.register(config, tokenizer, exist_ok=True)
         for model in architecture.models.values():
             getattr(transformers, model._auto_class).register(config, model, exist_ok=True)
+    AutoConfig.register(ProtoConfig.model_type, ProtoConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(ProtoConfig, ProtoForSequenceClassification, exist_ok=True)

@@ -150,7 +150,7 @@ class BcosExplanationMixin:
                     f"{count} targets per text; pass allow_large=True if you mean it, or name fewer targets or positions."
                 )
             explained = quantities.values if quantities.surrogate is None else quantities.surrogate
-            contributions, parts_of = _contributions(explained, recorder, mask, chunk_size, parts)
+            contributions, parts_of = split_over_tokens(explained, recorder, mask, chunk_size, parts)
         values = quantities.values.detach().to(contributions.device, contributions.dtype)
         if not torch.isfinite(values).all():
             raise ValueError(
@@ -190,8 +190,13 @@ class BcosExplanationMixin:
             )
 
 
-def _contributions(
-    values: torch.Tensor, recorder: EmbeddingRecorder, mask: torch.Tensor, chunk_size: int, split: bool
+def split_over_tokens(
+    values: torch.Tensor,
+    recorder: EmbeddingRecorder,
+    mask: torch.Tensor,
+    chunk_size: int,
+    split: bool,
+    keep_graph: bool = False,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Gradient · input, summed over the embedding dimension, of every value `(batch, ...)`.
 
@@ -205,7 +210,7 @@ def _contributions(
         inputs = {"all": sum(inputs.values())}
     flat = values.reshape(values.shape[0], -1)
     chunks: dict[str, list[torch.Tensor]] = {name: [] for name in inputs}
-    for gradient in _gradients(flat, leaf, chunk_size):
+    for gradient in _gradients(flat, leaf, chunk_size, keep_graph):
         for name, part in inputs.items():
             chunks[name].append(torch.einsum("qbth,bth->bqt", gradient.to(wide), part))
     padding = ~mask.to(leaf.device)[:, None, :]
@@ -214,11 +219,11 @@ def _contributions(
     return sum(result.values()), result
 
 
-def _gradients(flat: torch.Tensor, leaf: torch.Tensor, chunk_size: int):
+def _gradients(flat: torch.Tensor, leaf: torch.Tensor, chunk_size: int, keep_graph: bool):
     """Yields the gradients of the columns of `flat` `(batch, n)` as `(columns, batch, tokens, hidden)` blocks."""
     batch, count = flat.shape
     if count == 1:
-        (gradient,) = torch.autograd.grad(flat, leaf, torch.ones_like(flat))
+        (gradient,) = torch.autograd.grad(flat, leaf, torch.ones_like(flat), retain_graph=keep_graph)
         yield gradient.unsqueeze(0)
         return
     for start in range(0, count, chunk_size):
@@ -226,5 +231,5 @@ def _gradients(flat: torch.Tensor, leaf: torch.Tensor, chunk_size: int):
         pick = torch.zeros(size, batch, count, dtype=flat.dtype, device=flat.device)
         pick[torch.arange(size), :, torch.arange(start, start + size)] = 1.0
         last = start + size == count
-        (gradient,) = torch.autograd.grad(flat, leaf, pick, is_grads_batched=True, retain_graph=not last)
+        (gradient,) = torch.autograd.grad(flat, leaf, pick, is_grads_batched=True, retain_graph=keep_graph or not last)
         yield gradient

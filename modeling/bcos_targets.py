@@ -97,7 +97,7 @@ def _language_model(
     if recorder.output_layer is not None:
         hidden = recorder.output_input
         hidden = hidden[rows.to(hidden.device), positions.to(hidden.device)]
-        surrogate = _surrogate(recorder.output_layer, hidden, chosen, _foil(contrast, picked))
+        surrogate = _surrogate(recorder.output_layer, hidden, chosen, foil_indices(contrast, picked))
     return Quantities(logits, values, chosen, positions, surrogate)
 
 
@@ -152,7 +152,7 @@ def generated_token_quantities(
         class_indices(contrast, logits[:, 0], "contrast")
         values = picked.gather(-1, chosen[..., None]) - picked.gather(-1, foil)
     else:
-        foil = _foil(contrast, picked)
+        foil = foil_indices(contrast, picked)
         values = picked.gather(-1, chosen[..., None]) - _contrast(contrast, picked)
     values = values.squeeze(-1).masked_fill(ended, 0.0)
     surrogate = None
@@ -322,13 +322,15 @@ def class_indices(
 
 def _contrast(contrast: Any, logits: torch.Tensor, label2id: dict[str, int] | None = None) -> torch.Tensor | float:
     """What is subtracted from the explained logits, `(batch, [positions,] 1)`, or 0."""
-    foil = _foil(contrast, logits, label2id)
+    foil = foil_indices(contrast, logits, label2id)
     if foil is None:
         return 0.0
     return logits.mean(-1, keepdim=True) if isinstance(foil, str) else logits.gather(-1, foil)
 
 
-def _foil(contrast: Any, logits: torch.Tensor, label2id: dict[str, int] | None = None) -> torch.Tensor | str | None:
+def foil_indices(
+    contrast: Any, logits: torch.Tensor, label2id: dict[str, int] | None = None
+) -> torch.Tensor | str | None:
     """None, `"mean"`, or the indices of the foils, `(batch, [positions,] 1)`."""
     if contrast is None or isinstance(contrast, str) and contrast == "mean":
         return contrast
