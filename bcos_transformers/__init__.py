@@ -31,6 +31,18 @@ from bcos_transformers.modeling.configuration_proto import ProtoConfig
 from bcos_transformers.modeling.modeling_proto import ProtoForSequenceClassification, ProtoOutput
 from bcos_transformers.modeling.proto_explanation import ProtoExplanation
 from bcos_transformers.pipelines import BcosTextClassificationPipeline, register_pipelines
+from bcos_transformers.prototypes import (
+    ProtoExplainer,
+    ProtoProjectionCallback,
+    PrototypeExplanation,
+    PrototypeShare,
+    from_pretrained_proto,
+    initialize_prototypes,
+    project_prototypes,
+    prototype_parameter_groups,
+    regression_bins,
+    train_last_layer_only,
+)
 from bcos_transformers.registration import PUBLIC_CLASSES, register_all
 from bcos_transformers.training import BcosAnnealingCallback
 
@@ -48,21 +60,31 @@ __all__ = [
     "DistillationCallback",
     "MaskingCollator",
     "ProtoConfig",
+    "ProtoExplainer",
     "ProtoExplanation",
     "ProtoForSequenceClassification",
     "ProtoOutput",
+    "ProtoProjectionCallback",
+    "PrototypeExplanation",
+    "PrototypeShare",
     "TextExplanation",
     "WordScore",
     "assert_dynamic_linear",
     "explain_generation",
     "explanation_mode",
     "from_pretrained_bcos",
+    "from_pretrained_proto",
+    "initialize_prototypes",
     "load_bcos_model",
     "load_explanations",
     "match_output_scales",
+    "project_prototypes",
+    "prototype_parameter_groups",
     "push_to_hub",
+    "regression_bins",
     "save_explanations",
     "set_b",
+    "train_last_layer_only",
     *PUBLIC_CLASSES,
 ]
 

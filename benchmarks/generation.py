@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from speed import peak_bytes
 
 from bcos_transformers import BcosLlamaConfig, BcosLlamaForCausalLM, explain_generation
+from speed import peak_bytes
 
 PROMPT, NEW = 128, 64
 CHUNKS = (1, 4, 16, 64)

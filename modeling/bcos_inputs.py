@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch import nn
 
 LABEL_ARGUMENTS = ("labels", "start_positions", "end_positions")
 
@@ -84,9 +85,19 @@ def position_limit(model) -> int | None:
 def token_limit(model) -> int | None:
     """How many tokens a text may have, or None where positions do not run out."""
     limit = position_limit(model)
-    if limit is not None and model.derives_positions_from_ids:
+    if limit is None:
+        return _conventional_limit(model)
+    if model.derives_positions_from_ids:
         limit -= model.config.pad_token_id + 1  # positions begin after that of padding
     return limit
+
+
+def _conventional_limit(model) -> int | None:
+    """The limit of a conventional encoder, which a model with prototypes may have, by its table of positions."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings":
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def _check_tokens(model, inputs: dict[str, Any]) -> tuple[int, int]:

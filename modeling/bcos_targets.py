@@ -148,7 +148,7 @@ def generated_token_quantities(
     if isinstance(contrast, (list, tuple)):
         contrast = torch.as_tensor(contrast)
     if torch.is_tensor(contrast) and contrast.dim() == 2 and contrast.shape == chosen.shape:
-        foil = contrast.to(logits.device)[..., None]
+        foil = _usable(contrast.to(logits.device))[..., None]
         class_indices(contrast, logits[:, 0], "contrast")
         values = picked.gather(-1, chosen[..., None]) - picked.gather(-1, foil)
     else:
@@ -269,7 +269,7 @@ def _one_position(position: Any, mask: torch.Tensor, name: str = "position") -> 
 def _given_position(position: Any, mask: torch.Tensor, name: str) -> torch.Tensor:
     """The user's position as one integer a row, `(batch,)`, unchecked."""
     if torch.is_tensor(position) and not position.is_floating_point() and position.dim() <= 1:
-        given = position.to(mask.device, torch.long)
+        given = _usable(position.to(mask.device, torch.long))
     elif isinstance(position, numbers.Integral) and not isinstance(position, bool):
         given = torch.tensor(int(position), device=mask.device)
     else:
@@ -277,6 +277,11 @@ def _given_position(position: Any, mask: torch.Tensor, name: str) -> torch.Tenso
     if given.dim() == 1 and len(given) != len(mask):
         raise ValueError(f"`{name}` must have one value a row, {len(mask)}, got {len(given)}.")
     return given.expand(len(mask))
+
+
+def _usable(indices: torch.Tensor) -> torch.Tensor:
+    """Tensors made under `torch.inference_mode()` cannot take part in a gradient; their copies can."""
+    return indices.clone() if indices.is_inference() else indices
 
 
 def index_of_label(config) -> dict[str, int]:
@@ -303,7 +308,8 @@ def class_indices(
         given = torch.as_tensor(target, device=logits.device)
         if given.is_floating_point() or given.dtype == torch.bool:
             raise TypeError(f"`{name}` must hold integers, got {given.dtype}.")
-        given = given.long().reshape(-1, 1) if given.dim() <= 1 else given.long()
+        given = _usable(given.long())
+        given = given.reshape(-1, 1) if given.dim() <= 1 else given
         if given.dim() == 2 and given.numel() == 1:
             given = given.expand(batch, 1)
         if given.dim() != 2 or len(given) != batch or given.shape[1] == 0:

@@ -122,9 +122,17 @@ class ProtoConfig(PretrainedConfig):
     def vocab_size(self) -> int:
         return self.backbone_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.backbone_config.vocab_size = value  # as `resize_token_embeddings` does
+
     @property
     def pad_token_id(self) -> int | None:
         return getattr(self.backbone_config, "pad_token_id", None)
+
+    @pad_token_id.setter
+    def pad_token_id(self, value: int | None) -> None:
+        self.backbone_config.pad_token_id = value
 
     @property
     def is_bcos(self) -> bool:
@@ -136,6 +144,13 @@ class ProtoConfig(PretrainedConfig):
         if self.problem_type == "multi_label_classification":
             raise ValueError(
                 "A prototype is of one class, so `problem_type='multi_label_classification'` is not possible."
+            )
+        if self.is_regression and self.problem_type is None:
+            self.problem_type = "regression"  # pipelines ask for it
+        if self.problem_type is not None and (self.problem_type == "regression") != self.is_regression:
+            raise ValueError(
+                f"`problem_type={self.problem_type!r}` does not fit num_labels={self.num_labels}: a regression has one output, "
+                "a classification has at least two labels."
             )
         _check_count("num_prototypes", self.num_prototypes)
         if self.distance not in DISTANCES:

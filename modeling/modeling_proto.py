@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ BCOS_MODELS = {
     for model in (BcosBertModel, BcosRobertaModel, BcosDistilBertModel, BcosModernBertModel)
 }
 PROTOTYPES_FILE = "prototypes.jsonl"
+HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 
 @dataclass
@@ -121,17 +123,29 @@ class ProtoPreTrainedModel(PreTrainedModel):
         self.config.check_proto_fields()
         self.config.auto_map = dict(self.config.proto_auto_map)
         push = kwargs.pop("push_to_hub", False)
-        hub = {
-            name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private", "create_pr") if name in kwargs
-        }
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self.config.prototypes is not None and kwargs.get("is_main_process", True):
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.config.prototypes]
-            with open(os.path.join(save_directory, PROTOTYPES_FILE), "w", encoding="utf-8") as file:
-                file.writelines(lines)
+        if kwargs.get("is_main_process", True):
+            save_prototypes(Path(save_directory, PROTOTYPES_FILE), self.config.prototypes)
+        self._remember_where_saved(os.path.abspath(save_directory))
         if push:
             repo_id = hub.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
             self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Uploads the model with its code; see `transformers.PreTrainedModel.push_to_hub`."""
+        before = (self.name_or_path, getattr(self, "_saved_to", None))
+        try:
+            pushed = super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.name_or_path, self._saved_to = before  # on the way it was saved to a folder that is gone again
+        self._remember_where_saved(getattr(getattr(pushed, "repo_url", None), "repo_id", None) or repo_id)
+        return pushed
+
+    def _remember_where_saved(self, place: str) -> None:
+        """As every B-cos model does: adapters record `name_or_path` as their base."""
+        if self.name_or_path in ("", getattr(self, "_saved_to", None)):
+            self.name_or_path = self._saved_to = place
 
 
 class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel):
@@ -155,6 +169,7 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
     """
 
     _auto_class = "AutoModelForSequenceClassification"
+    accepts_loss_kwargs = True  # the Trainer passes `num_items_in_batch`
 
     def __init__(self, config: ProtoConfig) -> None:
         super().__init__(config)
@@ -168,7 +183,17 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
         self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.hidden_size))
         self.classifier = nn.Linear(config.num_prototypes, config.num_labels, bias=config.classifier_bias)
         self.post_init()
-        if config.freeze_backbone:
+        self._freeze()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model; see `transformers.PreTrainedModel.from_pretrained`. A frozen encoder is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()  # loading makes new parameters
+        return loaded
+
+    def _freeze(self) -> None:
+        if self.config.freeze_backbone:
             self.backbone.requires_grad_(False)
 
     @property
@@ -239,7 +264,7 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
             output_hidden_states: return those of the encoder.
 
         Raises:
-            ValueError: distances that are not finite, or labels of a regression without bins.
+            ValueError: distances that are not finite, labels that are no classes, or labels of a regression without bins.
         """
         pooled, weights, encoded = self.embed(
             input_ids,
@@ -280,7 +305,9 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
                     "A regression needs bins of its targets in the part of classes: ProtoConfig(regression_boundaries=…, "
                     "regression_values=…); bcos_transformers.regression_bins(targets, count) computes both."
                 )
-            boundaries = torch.tensor(config.regression_boundaries, dtype=torch.float64, device=logits.device)
+            boundaries = torch.tensor(config.regression_boundaries, device=logits.device)
+        elif not torch.compiler.is_compiling():
+            _check_labels(labels, config.num_labels)
         classes = class_of_labels(labels, boundaries)
         own = self.prototype_classes.to(classes.device) == classes[:, None]
         cohesion, separation = cohesion_and_separation(distances, own, config.cohesion_separation_count)
@@ -290,7 +317,8 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
             "separation_loss": separation.mean(),
         }
         if num_items is not None:
-            parts = {name: part * (len(labels) / num_items) for name, part in parts.items()}
+            num_items = num_items.to(logits.device) if torch.is_tensor(num_items) else num_items
+            parts = {name: part * len(labels) / num_items for name, part in parts.items()}
         weights = (config.lambda_ce, config.lambda_cohesion, config.lambda_separation)
         return {"loss": sum(w * part for w, part in zip(weights, parts.values(), strict=True)), **parts}
 
@@ -304,3 +332,22 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
             "causes: weights that are NaN (a learning rate that is too high), float16 overflow, or a row whose attention "
             "mask is 0 everywhere."
         )
+
+
+def _check_labels(labels: torch.Tensor, num_labels: int) -> None:
+    if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_labels:
+        raise ValueError(
+            f"`labels` must be class indices in [0, {num_labels}), one a text, got {labels.dtype} from {labels.min().item()} "
+            f"to {labels.max().item()}."
+        )
+
+
+def save_prototypes(file: Path, prototypes: list[dict[str, Any]] | None) -> None:
+    """Writes what the prototypes are, a line each, at once; without a list, removes that of a model saved here before."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in prototypes or []]
+    if not lines:
+        file.unlink(missing_ok=True)
+        return
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    os.replace(unfinished, file)

@@ -10,6 +10,7 @@ from .bcos_attention import FrozenAttention
 from .bcos_eval_mode import evaluation_mode
 from .bcos_explanation import split_over_tokens
 from .bcos_inputs import check_inputs
+from .bcos_peft import tuner_layer_faults
 from .bcos_state import EmbeddingRecorder, explanation_mode
 from .bcos_targets import class_indices, foil_indices, index_of_label
 
@@ -35,6 +36,8 @@ class ProtoExplanation(ModelOutput):
         token_prototypes: `(batch, targets, top_k)`, which prototypes these are, largest absolute share first; None without
             `top_k`.
         input_contributions: `(batch, targets, tokens)`: all shares together split over the input tokens.
+        token_residual: `(batch, targets)`, `values` minus `bias` minus the sum of `input_contributions`: rounding, which is
+            larger than in `residual`, since it is that of the whole encoder.
     """
 
     logits: torch.Tensor | None = None
@@ -49,6 +52,7 @@ class ProtoExplanation(ModelOutput):
     token_contributions: torch.Tensor | None = None
     token_prototypes: torch.Tensor | None = None
     input_contributions: torch.Tensor | None = None
+    token_residual: torch.Tensor | None = None
 
 
 class ProtoExplanationMixin:
@@ -101,6 +105,12 @@ class ProtoExplanationMixin:
             ValueError: wrong shapes, an unknown target, or a split over tokens of a model that has none.
         """
         split = self._splits(tokens, top_k)
+        faults = tuner_layer_faults(self.backbone) if split else []
+        if faults:
+            raise ValueError(
+                f"Shares cannot be split over tokens exactly: {'; '.join(faults)}. Merge or unload the adapters, use LoRA "
+                "with peft asked for it after this model's code was imported, or explain with tokens=False."
+            )
         for name, value in (("chunk_size", chunk_size), ("top_k", top_k)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
@@ -112,7 +122,13 @@ class ProtoExplanationMixin:
                 given["inputs_embeds"] = recorder.record("word", given["inputs_embeds"])
             if split:
                 with FrozenAttention(), explanation_mode(recorder):
+                    # Not `self(...)`: a compiled model would be traced anew for a pass that records its embeddings.
                     output = self._call_impl(**given, return_dict=True)
+                if recorder.leaf is None:
+                    raise ValueError(
+                        "The input embeddings of the encoder are not B-cos embeddings (any more), so shares cannot be split "
+                        "over tokens. Exchange embeddings by `model.set_input_embeddings` of the whole model."
+                    )
             else:
                 output = self._call_impl(**given, return_dict=True)
             explanation, weights = self._shares(output, target, contrast)
@@ -186,6 +202,12 @@ class ProtoExplanationMixin:
             return split_over_tokens(values, recorder, mask, chunk_size, False, keep_graph=True)[0]
 
         explanation.input_contributions = split((weights * similarities[:, None, :]).sum(-1))
+        if not torch.isfinite(explanation.input_contributions).all():
+            raise ValueError(
+                f"The logits are finite but what tokens contribute to them is not: the backward pass overflows {self.dtype}. "
+                "Explain in bfloat16 or float32."
+            )
+        explanation.token_residual = explanation.values - explanation.bias - explanation.input_contributions.sum(-1)
         if top_k is None:
             explanation.token_contributions = weights[..., None] * split(similarities)[:, None]
             return

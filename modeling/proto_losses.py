@@ -71,7 +71,11 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, regression: bool) -> t
 
 
 def class_of_labels(labels: torch.Tensor, boundaries: torch.Tensor | None) -> torch.Tensor:
-    """`(batch,)` classes of labels; for a regression, their bins: bin i holds the values in [b_(i-1), b_i)."""
+    """`(batch,)` classes of labels; for a regression, their bins: bin i holds the values in [b_(i-1), b_i).
+
+    Values and boundaries are compared in float32, so that a value falls into one bin whether it comes as a Python number
+    or from a batch.
+    """
     if boundaries is None:
         return labels.view(-1)
-    return torch.bucketize(labels.view(-1).to(boundaries), boundaries, right=True)
+    return torch.bucketize(labels.view(-1).float(), boundaries.float(), right=True)

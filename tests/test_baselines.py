@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_tokenizers import sentencepiece
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +13,7 @@ from attribution_toys import TARGET, TEXTS, Additive, alone, classifiers, conven
 from bcos_transformers.evaluation.baselines import METHODS, CostMeter, build_method
 from bcos_transformers.evaluation.baselines.embedded import reference_token
 from conftest import bcos_model, make_tokenizer
+from tiny_tokenizers import sentencepiece
 
 POST_HOC = [name for name in METHODS if name != "bcos"]
 STOCHASTIC = ["gradient_shap", "shapley_value_sampling", "kernel_shap", "lime", "random"]

@@ -114,8 +114,9 @@ def test_finetune_mistakes(checkpoint, labelled, tmp_path, monkeypatch):
 
 
 def test_finetune_pads_decoders_with_their_end_token(tmp_path, labelled):
-    from tiny_tokenizers import byte_level
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tiny_tokenizers import byte_level
 
     torch.manual_seed(0)
     tokenizer = byte_level(eos_token="!")

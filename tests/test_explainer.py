@@ -7,7 +7,6 @@ import threading
 import pytest
 import torch
 from datasets import Dataset
-from tiny_tokenizers import SlowTokenizer, byte_level, sentencepiece
 from transformers import AutoTokenizer, pipeline
 
 import bcos_transformers
@@ -15,6 +14,7 @@ from bcos_transformers import BcosExplainer, TextExplanation
 from bcos_transformers.explanations import explainer as explainer_module
 from conftest import bcos_model, make_tokenizer
 from contract import HEADS, tiny_config, tiny_model
+from tiny_tokenizers import SlowTokenizer, byte_level, sentencepiece
 
 TEXTS = ["The film is gripping, funny!", "<script>alert(1)</script> & dull", "", "soup", "not very good ."]
 ABSOLUTE = {"rel": 1e-9, "abs": 1e-9}

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_tokenizers import byte_level
 from transformers import (
     BertForSequenceClassification,
     DataCollatorForLanguageModeling,
@@ -17,6 +16,7 @@ import contract
 from bcos_transformers import MaskingCollator
 from bcos_transformers.data.masking import maskable_tokens
 from conftest import WORDS, bcos_model, tiny_config, training_arguments
+from tiny_tokenizers import byte_level
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from test_remote_code import run
-from tiny_tokenizers import SlowTokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -14,6 +13,7 @@ from bcos_transformers import BcosExplainer, TextExplanation
 from bcos_transformers.pipelines import TASK, register_pipelines
 from conftest import bcos_model, make_tokenizer, tiny_config
 from contract import tiny_model
+from tiny_tokenizers import SlowTokenizer
 
 LABELS = {0: "bad", 1: "good", 2: "so so"}
 TEXTS = ["a very good film , not dull !", "the soup was bad", "funny"]

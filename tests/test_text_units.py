@@ -1,10 +1,10 @@
 """Which token belongs to which word: WordPiece, BPE, SentencePiece, white space, emoji, sentences."""
 
 import pytest
-from tiny_tokenizers import byte_level, sentencepiece
 
 from bcos_transformers.modeling.bcos_text_units import text_units
 from conftest import make_tokenizer
+from tiny_tokenizers import byte_level, sentencepiece
 
 TEXT = "The film  was\tgripping,\n\nfunny!  "
 WORDS = ["The", "film", "was", "gripping,", "funny!"]

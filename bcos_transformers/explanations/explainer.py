@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bcos_transformers.explanations.assembly import Assembler, RowScores
 from bcos_transformers.explanations.encoding import EncodedText, TextEncoder, cut, padded, windows
-from bcos_transformers.explanations.inputs import TextInputs, check_model_and_tokenizer, read_inputs
+from bcos_transformers.explanations.inputs import TextInputs, check_model_and_tokenizer, has_prototypes, read_inputs
 from bcos_transformers.explanations.targets import LANGUAGE_MODELS, TargetNames, Targets, probabilities
 from bcos_transformers.loading import load_bcos_model
 from bcos_transformers.modeling.bcos_inputs import token_limit
@@ -43,7 +43,7 @@ class BcosExplainer:
         progress: show a progress bar; None shows one in terminals, for work of several batches.
 
     Raises:
-        TypeError: the model is not a B-cos model with a head.
+        TypeError: the model is not a B-cos model with a head, or one with prototypes (`ProtoExplainer` explains those).
         ValueError: the tokenizer does not fit the model, or an option is out of range.
 
     Example:
@@ -65,6 +65,10 @@ class BcosExplainer:
         chunk_size: int = 16,
         progress: bool | None = None,
     ) -> None:
+        if has_prototypes(model):
+            raise TypeError(
+                f"{type(model).__name__} classifies by prototypes: ProtoExplainer(model, tokenizer) explains its predictions."
+            )
         check_model_and_tokenizer(model, tokenizer)
         for name, value, least in (
             ("batch_size", batch_size, 1),

@@ -8,15 +8,19 @@ from pathlib import Path
 
 from bcos_transformers.explanations.text_explanation import TextExplanation
 from bcos_transformers.extras import require
+from bcos_transformers.prototypes.text_explanation import FORMAT, PrototypeExplanation
+
+Explanation = TextExplanation | PrototypeExplanation
 
 
-def save_explanations(explanations: Iterable[TextExplanation], path: str | os.PathLike) -> None:
+def save_explanations(explanations: Iterable[Explanation], path: str | os.PathLike) -> None:
     """Writes explanations to one file, all of them or none.
 
     Args:
-        explanations: the explained texts.
+        explanations: the explained texts, those explained by prototypes among them or not.
         path: a `.jsonl` file, one explanation a line; or a `.parquet` file with the columns `text`, `label`, `logit`,
             `probability`, `words` and `scores` for other tools, and `explanation` for `load_explanations`.
+            `scores` are missing where shares of prototypes do not split over words.
 
     Raises:
         ImportError: parquet needs pandas and pyarrow.
@@ -26,7 +30,7 @@ def save_explanations(explanations: Iterable[TextExplanation], path: str | os.Pa
     """
     path, explanations = Path(path), list(explanations)
     for explanation in explanations:
-        if not isinstance(explanation, TextExplanation):
+        if not isinstance(explanation, Explanation):
             raise TypeError(f"Expected explanations, got {type(explanation).__name__}; flatten lists of them first.")
     kind = _kind(path)
     handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".part")
@@ -47,7 +51,7 @@ def save_explanations(explanations: Iterable[TextExplanation], path: str | os.Pa
         raise
 
 
-def load_explanations(path: str | os.PathLike) -> list[TextExplanation]:
+def load_explanations(path: str | os.PathLike) -> list[Explanation]:
     """Reads what `save_explanations` wrote.
 
     Raises:
@@ -65,7 +69,7 @@ def load_explanations(path: str | os.PathLike) -> list[TextExplanation]:
     explanations = []
     for number, row in enumerate(rows, 1):
         try:
-            explanations.append(TextExplanation.from_json(row))
+            explanations.append(_read(row))
         except (ValueError, TypeError) as error:
             raise ValueError(f"Entry {number} of {path} is not an explanation: {error}") from error
     return explanations
@@ -77,9 +81,16 @@ def _kind(path: Path) -> str:
     return path.suffix
 
 
-def _row(explanation: TextExplanation) -> dict:
+def _read(row: str) -> Explanation:
+    values = json.loads(row)
+    by_prototypes = isinstance(values, dict) and values.get("format") == FORMAT
+    return (PrototypeExplanation if by_prototypes else TextExplanation).from_dict(values)
+
+
+def _row(explanation: Explanation) -> dict:
     """Plain columns of the first target, and everything as JSON."""
-    one = explanation.for_target(explanation.targets[0])
+    several = isinstance(explanation, TextExplanation)
+    one = explanation.for_target(explanation.targets[0]) if several else explanation
     return {
         **{name: getattr(one, name) for name in ("text", "label", "logit", "probability", "words", "scores")},
         "explanation": json.dumps(explanation.to_dict(), ensure_ascii=False),

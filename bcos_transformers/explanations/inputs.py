@@ -127,6 +127,13 @@ def _is_flat(ids: Any) -> bool:
     return bool(ids) and isinstance(ids[0], int)
 
 
+def has_prototypes(model: Any) -> bool:
+    """Whether it is a model that classifies by prototypes, maybe inside of adapters."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # By name: a model whose code came from the Hub has a class of its own.
+    return "ProtoForSequenceClassification" in (kind.__name__ for kind in type(inner).__mro__)
+
+
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     """Refuses what cannot be explained.
 

@@ -5,6 +5,7 @@ from typing import Any
 from bcos_transformers.explanations.layout import AGAINST, FOR, heading
 from bcos_transformers.explanations.text_explanation import TextExplanation
 from bcos_transformers.extras import require
+from bcos_transformers.prototypes.text_explanation import PrototypeExplanation
 
 KINDS = ("bar", "heatmap")
 MAX_UNITS = 60  # what a figure holds legibly
@@ -53,6 +54,60 @@ def _bars(figure: Any, axes: Any, singles: list[TextExplanation], kept: list[int
     left_out = one.outside_score + sum(score for i, score in enumerate(one.scores) if i not in set(kept))
     if left_out:
         values, names = [*values, left_out], [*names, "all others"]
+    _draw(figure, axes, one, values, names)
+
+
+def plot_prototypes(
+    explanation: PrototypeExplanation, max_prototypes: int | None = None, text_length: int = 48
+) -> Any:
+    """Draws an explanation by prototypes: a bar for each prototype's share of the logit.
+
+    Args:
+        explanation: one explained text.
+        max_prototypes: how many are drawn, those with the largest shares; the others have one bar together. None draws all
+            that the explanation names.
+        text_length: characters of a prototype's text that are shown.
+
+    Returns:
+        A `matplotlib.figure.Figure` of its own (`figure.savefig(path)`), which pyplot does not know.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: `max_prototypes` or `text_length` below 1.
+    """
+    shares = explanation.prototypes
+    for name, value in (("max_prototypes", max_prototypes), ("text_length", text_length)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    drawn = shares[:max_prototypes]
+    values = [share.contribution for share in drawn]
+    texts = [share.name if share.text is None else f"“{_short(share.text, text_length)}”" for share in drawn]
+    names = [f"{text}\n{_short(share.label)}" for text, share in zip(texts, drawn, strict=True)]
+    others = explanation.other_prototypes + len(shares) - len(drawn)
+    if others:
+        rest = sum(share.contribution for share in shares[len(drawn) :]) + explanation.other_prototypes_contribution
+        values, names = [*values, rest], [*names, f"{others} other prototype{'s' if others > 1 else ''}"]
+    if explanation.bias:
+        values, names = [*values, explanation.bias], [*names, "bias"]
+    figure = require("matplotlib.figure", "viz").Figure(layout="constrained")
+    axes = figure.subplots()
+    _draw(figure, axes, explanation, values, names, height=0.48)
+    axes.set_title(
+        f"{_short(explanation.text, 70)}\n{axes.get_title()}, because it looks like", fontsize=10, parse_math=False
+    )
+    figure.set_size_inches(8.5, figure.get_figheight())
+    return figure
+
+
+def _draw(
+    figure: Any,
+    axes: Any,
+    one: TextExplanation | PrototypeExplanation,
+    values: list[float],
+    names: list[str],
+    height: float = 0.26,
+) -> None:
+    """Horizontal bars that add up to a logit, each with its number; `height` in inches."""
     colours = [tuple(c / 255 for c in (FOR if value >= 0 else AGAINST)) for value in values]
     bars = axes.barh(range(len(values)), values, color=colours)
     for bar, value in zip(bars, values, strict=True):
@@ -67,7 +122,7 @@ def _bars(figure: Any, axes: Any, singles: list[TextExplanation], kept: list[int
     axes.set_xlabel(f"contribution to the logit ({one.logit:+.4f}; residual {one.residual:+.0e})")
     probability = "" if one.probability is None else f", probability {one.probability:.1%}"
     axes.set_title(f"{_short(heading(one), 60)}{probability}", parse_math=False)
-    figure.set_size_inches(7, 1.2 + 0.26 * len(values))
+    figure.set_size_inches(7, 1.2 + height * len(values))
 
 
 def _heat_map(figure: Any, axes: Any, singles: list[TextExplanation], kept: list[int], labels: list[str]) -> None:
