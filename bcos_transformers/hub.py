@@ -1,4 +1,4 @@
-"""Pushes a whole B-cos model to the Hub in one commit, and keeps the commits of a `Trainer` loadable."""
+"""Pushes a whole B-cos model, or one with prototypes, to the Hub in one commit, and keeps the commits of a `Trainer` loadable."""
 
 import logging
 import re
@@ -14,8 +14,16 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import TrainerCallback
 
 from bcos_transformers.explanations import BcosExplainer
-from bcos_transformers.hub_folder import build_folder, check_pushable, draw, with_example, write_code
-from bcos_transformers.model_card import CardFacts, task_of
+from bcos_transformers.hub_folder import (
+    build_folder,
+    check_pushable,
+    draw,
+    with_example,
+    with_prototype_example,
+    write_code,
+    write_prototypes,
+)
+from bcos_transformers.model_card import CardFacts, is_proto, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +31,7 @@ logger = logging.getLogger(__name__)
 OURS = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"
-    r"|explanation(_\d+)?\.png|\.eval_results/bcos_\w+\.yaml"
+    r"|explanation(_\d+)?\.png|prototypes\.jsonl|\.eval_results/bcos_\w+\.yaml"
 )
 
 
@@ -43,18 +51,20 @@ def push_to_hub(
     create_pr: bool = False,
     max_shard_size: int | str = "50GB",
 ) -> CommitInfo:
-    """Uploads a B-cos model, its code, tokenizer, pipeline and a card in one commit: all of it is there, or none.
+    """Uploads a model, its code, tokenizer, pipeline, prototypes and a card in one commit: all of it is there, or none.
 
     Weights and other files of an earlier push that this one has no successor for go in the same commit. Model and
     tokenizer are left as they were; an empty `model.name_or_path` becomes the repository's id.
 
     Args:
-        model: a B-cos model without adapters.
+        model: a B-cos model, or one with prototypes, without adapters. The prototypes' texts go along: they are training
+            texts, and a public repository shows them to everybody.
         tokenizer: its tokenizer.
         repo_id: `"owner/name"`, or `"name"` for a repository of one's own. It is created if it does not exist.
         facts: what was measured, for the card; `name` is replaced by the repository's id.
-        example_texts: a text or several that the model explains for the card's pictures (the first three).
-        explanations: `TextExplanation` objects to draw instead.
+        example_texts: a text or several that the model explains for the card's pictures (the first three). With
+            prototypes there are no pictures of them; the first is the example of the card's code.
+        explanations: `TextExplanation` objects, with prototypes `PrototypeExplanation` objects, to draw instead.
         private: whether a new repository is private; None leaves it to the account's or organization's default.
         token: access token with write permission; by default the one of `hf auth login` or of `HF_TOKEN`.
         revision: branch to commit to, created if need be; by default `main`.
@@ -87,9 +97,13 @@ def push_to_hub(
         raise ValueError(f"`revision` is a branch to commit to; {revision} is a commit, which cannot change any more.")
     api, repo_id = _api_and_repo(repo_id, token)
     _refuse_public(api, repo_id, private)
+    facts = replace(facts or CardFacts(repo_id), name=repo_id)
+    if example_texts is not None and explanations is None and is_proto(model):
+        facts = with_prototype_example(facts, model, tokenizer, example_texts)
+        example_texts = None
     explained = _explained(model, tokenizer, explanations, example_texts)
     pictures = draw(explained)
-    facts = with_example(replace(facts or CardFacts(repo_id), name=repo_id), explained)
+    facts = with_example(facts, explained)
     with tempfile.TemporaryDirectory() as folder:
         ModelCard(build_folder(Path(folder), model, tokenizer, facts, pictures, max_shard_size)).validate()
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -115,10 +129,11 @@ class BcosHubCallback(TrainerCallback):
 
     With `hub_strategy="every_save"` (and `"checkpoint"`, `"all_checkpoints"`) the Trainer uploads a configuration whose
     `auto_map` names the model's code, but the code itself only when training has ended. This callback writes the code into
-    `args.output_dir` when training begins, so that each upload has it.
+    `args.output_dir` when training begins, so that each upload has it, and the list of prototypes, if there are any, before
+    each upload.
 
     Raises:
-        TypeError: the model is not a B-cos model.
+        TypeError: the model is neither a B-cos model nor one with prototypes.
 
     Example:
         >>> args = TrainingArguments("out", push_to_hub=True, hub_strategy="every_save")
@@ -134,6 +149,12 @@ class BcosHubCallback(TrainerCallback):
         # Of a PeftModel the Trainer uploads the adapter, whose base model brings the code.
         if state.is_world_process_zero and not hasattr(model, "peft_config"):
             write_code(model, args.output_dir)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save and state.is_world_process_zero and not hasattr(model, "peft_config"):
+            write_prototypes(model, args.output_dir)
+
+    on_epoch_end = on_step_end
 
 
 def _api_and_repo(repo_id: str, token: str | bool | None) -> tuple[HfApi, str]:

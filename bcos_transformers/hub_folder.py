@@ -1,4 +1,4 @@
-"""A B-cos model as a folder: what a repository on the Hub needs, its code and card included."""
+"""A B-cos model, or one with prototypes, as a folder: what a repository on the Hub needs, its code and card included."""
 
 import os
 import tempfile
@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save
 
-from bcos_transformers.explanations.inputs import check_model_and_tokenizer
-from bcos_transformers.model_card import CardFacts, eval_result_files, render_model_card, task_of
+from bcos_transformers.explanations.inputs import check_model_and_tokenizer, read_inputs
+from bcos_transformers.model_card import CardFacts, eval_result_files, is_proto, render_model_card, task_of
 from bcos_transformers.modeling.bcos_peft import has_adapters
+from bcos_transformers.modeling.modeling_proto import PROTOTYPES_FILE, save_prototypes
 
 MAX_PICTURES = 3
 
@@ -72,8 +73,8 @@ def draw(explanations: Sequence[Any]) -> list[Picture]:
     for explanation in explanations[:MAX_PICTURES]:
         if not hasattr(explanation, "plot"):
             raise TypeError(
-                f"`explanations` are TextExplanation objects, as a BcosExplainer makes them, got "
-                f"{type(explanation).__name__}."
+                f"`explanations` are TextExplanation objects, as a BcosExplainer makes them (with prototypes, "
+                f"PrototypeExplanation objects of a ProtoExplainer), got {type(explanation).__name__}."
             )
         texts = [explanation.text, getattr(explanation, "text_pair", None)]
         file = f"explanation{f'_{len(pictures) + 1}' if pictures else ''}.png"
@@ -110,9 +111,9 @@ def save_card(folder: str | os.PathLike, model: Any, facts: CardFacts, explanati
 
     Args:
         folder: where the model is saved.
-        model: the B-cos model.
+        model: the B-cos model, or one with prototypes.
         facts: what was measured.
-        explanations: `TextExplanation` objects; the first is the example of the card's code.
+        explanations: `TextExplanation` or `PrototypeExplanation` objects; the first is the example of the card's code.
 
     Returns:
         The card.
@@ -143,6 +144,29 @@ def write_code(model: Any, folder: str | os.PathLike) -> None:
             custom_object_save(owner, parts)
         for file in os.listdir(parts):
             os.replace(os.path.join(parts, file), os.path.join(folder, file))
+
+
+def write_prototypes(model: Any, folder: str | os.PathLike) -> None:
+    """Writes the list of prototypes, where a model has them, into the folder that a `Trainer` uploads."""
+    if is_proto(model):
+        os.makedirs(folder, exist_ok=True)
+        save_prototypes(Path(folder, PROTOTYPES_FILE), model.config.prototypes)
+
+
+def with_prototype_example(facts: CardFacts, model: Any, tokenizer: Any, example_texts: Any) -> CardFacts:
+    """Adds to the facts of a model with prototypes a text for the card's code, and the residual on the example texts."""
+    items = read_inputs(example_texts).items
+    if not items:
+        return facts
+    seen = facts.largest_residual
+    if seen is None:
+        encoded = tokenizer(items, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        explanation = model.explain(**encoded)
+        residuals = [explanation.residual, explanation.token_residual]
+        largest = explanation.contributions.abs().amax(-1).clamp_min(1e-12)
+        seen = max((r.to(largest).abs() / largest).max().item() for r in residuals if r is not None)
+    first = items[0] if isinstance(items[0], str) else items[0][0]
+    return replace(facts, example_text=facts.example_text or first, largest_residual=seen)
 
 
 def with_example(facts: CardFacts, explanations: Sequence[Any]) -> CardFacts:

@@ -1,4 +1,4 @@
-"""Model cards: what a B-cos model is, how to load it, what was measured, and what it cannot do."""
+"""Model cards: what a model is, which prototypes it has, how to load it, what was measured, and what it cannot do."""
 
 import html
 import json
@@ -15,6 +15,7 @@ from huggingface_hub.utils import yaml_dump
 
 from bcos_transformers.extras import require
 from bcos_transformers.modeling.bcos_inputs import token_limit
+from bcos_transformers.modeling.configuration_proto import ProtoConfig
 
 TAGS = ["bcos", "explainable-ai", "interpretability"]
 PIPELINE_TAGS = {
@@ -28,7 +29,10 @@ PIPELINE_TAGS = {
 FIRST_FIELDS = ["language", "license", "library_name", "base_model", "base_model_relation", "pipeline_tag", "tags"]
 NOT_A_SHARE = ("loss", "perplexity", "bits", "error", "mse", "mae", "correlation", "matthews")
 FAITHFULNESS = ("comprehensiveness", "sufficiency", "seqpg", "cost")
+PROTO_TAGS = ["proto-lm", "prototypes", "explainable-ai", "interpretability"]
 MAX_LABELS = 20  # that the card lists
+MAX_PROTOTYPES = 3  # of each label that the card lists
+MAX_PROTOTYPE_LENGTH = 200  # characters
 
 
 @dataclass
@@ -131,7 +135,7 @@ def render_model_card(model: Any, facts: CardFacts, *, pictures: Sequence[tuple[
     Texts of users are escaped: they show as they are, whatever Markdown, HTML or YAML they contain.
 
     Args:
-        model: the B-cos model.
+        model: the B-cos model, or one with prototypes.
         facts: what was measured.
         pictures: of explanations: file name in the repository, and the explained text.
 
@@ -150,19 +154,22 @@ def render_model_card(model: Any, facts: CardFacts, *, pictures: Sequence[tuple[
         autoescape=False,  # noqa: S701 - Markdown has rules of its own: the filters below
     )
     environment.filters.update(words=escape_markdown, literal=_literal, amount=_amount)
-    task = task_of(model)
+    task, proto = task_of(model), is_proto(model)
     body = environment.get_template("model_card.md.jinja").render(
         auto_class=model._auto_class,
+        bcos=model.config if not proto else model.config.backbone_config if model.config.is_bcos else None,
         config=model.config,
         conversion=facts.conversion or conversion_in_words(model),
-        custom_pipeline=task == "sequence-classification",
+        custom_pipeline=task == "sequence-classification" and not proto,
         facts=facts,
-        labels=list(model.config.id2label.items()) if task.endswith("-classification") else [],
+        labels=list(model.config.id2label.items()) if _has_labels(model) else [],
         max_labels=MAX_LABELS,
         model_class=type(model).__name__,
         on_hub=re.fullmatch(r"[\w.-]+/[\w.-]+", facts.name) is not None,
         pictures=pictures,
         pipeline_tag=PIPELINE_TAGS[task],
+        proto=proto,
+        prototypes=_first_prototypes(model.config) if proto else [],
         token_limit=token_limit(model),
         task=task,
     )
@@ -171,7 +178,8 @@ def render_model_card(model: Any, facts: CardFacts, *, pictures: Sequence[tuple[
 
 def card_metadata(model: Any, facts: CardFacts) -> ModelCardData:
     """The metadata of the card; `str()` of it is YAML."""
-    base = _one_line(facts.base_model or getattr(model.config, "converted_from", None))
+    converted = getattr(model.config, "backbone_config", model.config)
+    base = _one_line(facts.base_model or getattr(converted, "converted_from", None))
     pipeline_tag = PIPELINE_TAGS[task_of(model)]
     dataset = _one_line(facts.dataset_id or facts.dataset or facts.evaluated_on) or "unknown"
     results = [
@@ -196,7 +204,7 @@ def card_metadata(model: Any, facts: CardFacts) -> ModelCardData:
         base_model=base,
         base_model_relation="finetune" if base else None,
         pipeline_tag=pipeline_tag,
-        tags=list(TAGS),
+        tags=_tags(model),
         datasets=[_one_line(facts.dataset_id)] if facts.dataset_id else None,
         metrics=[_file_name(name) for name in facts.results] or None,
         model_name=_one_line(facts.name.rpartition("/")[2] or facts.name) if results else None,
@@ -229,11 +237,40 @@ def eval_result_files(facts: CardFacts) -> dict[str, str]:
 
 def conversion_in_words(model: Any) -> str:
     """What `from_pretrained_bcos` dropped, without the path of a local checkpoint; empty for a model loaded anew."""
-    report = getattr(model, "conversion_report", None)
+    report = getattr(model, "conversion_report", None) or getattr(
+        getattr(model, "backbone", None), "conversion_report", None
+    )
     if report is None:
         return ""
     source = str(report.source)
     return str(report).replace(source, Path(source).name or source) if Path(source).exists() else str(report)
+
+
+def is_proto(model: Any) -> bool:
+    """Whether a model classifies by prototypes, whichever copy of the code it comes from."""
+    return getattr(getattr(model, "config", None), "model_type", None) == ProtoConfig.model_type
+
+
+def _has_labels(model: Any) -> bool:
+    return task_of(model).endswith("-classification") and not (is_proto(model) and model.config.is_regression)
+
+
+def _tags(model: Any) -> list[str]:
+    if not is_proto(model):
+        return list(TAGS)
+    return [*PROTO_TAGS, *(["bcos"] if model.config.is_bcos else [])]
+
+
+def _first_prototypes(config: ProtoConfig) -> list[tuple[int, str, str]]:
+    """The first few prototypes of each class or bin: number, label and text."""
+    shown = []
+    for index, prototype in enumerate(config.prototypes or []):
+        of_class, place = divmod(index, config.prototypes_per_class)
+        if of_class < MAX_LABELS and place < MAX_PROTOTYPES:
+            text = _one_line(prototype["text"]) or ""
+            cut = text if len(text) <= MAX_PROTOTYPE_LENGTH else text[:MAX_PROTOTYPE_LENGTH].rstrip() + " …"
+            shown.append((index, str(prototype["label"]), cut))
+    return shown
 
 
 def task_of(model: Any) -> str:
