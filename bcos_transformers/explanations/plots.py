@@ -92,9 +92,10 @@ def plot_prototypes(
     figure = require("matplotlib.figure", "viz").Figure(layout="constrained")
     axes = figure.subplots()
     _draw(figure, axes, explanation, values, names, height=0.48)
-    axes.set_title(
-        f"{_short(explanation.text, 70)}\n{axes.get_title()}, because it looks like", fontsize=10, parse_math=False
-    )
+    # Of the whole figure: long titles of axes this far to the right would leave it.
+    title = f"{_short(explanation.text, 90)}\n{axes.get_title()}, because it looks like"
+    axes.set_title("")
+    figure.suptitle(title, fontsize=10, parse_math=False)
     figure.set_size_inches(8.5, figure.get_figheight())
     return figure
 
