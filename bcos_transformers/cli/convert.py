@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bcos_transformers.cli.files import check_folder_target, new_folder
-from bcos_transformers.cli.models import RevisionOption, load_tokenizer, naming_what_is_missing
+from bcos_transformers.cli.models import RevisionOption, load_tokenizer, naming_what_is_missing, refuse_prototypes
 from bcos_transformers.cli.output import JsonOption, console, emit, facts_table, note, quiet_transformers
 from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
 from bcos_transformers.registration import TASKS
@@ -16,6 +16,10 @@ from bcos_transformers.registration import TASKS
 Task = StrEnum("Task", {name.replace("-", "_"): name for name in TASKS})
 Dtype = StrEnum("Dtype", {name: name for name in ("float64", "float32", "bfloat16", "float16")})
 Loss = StrEnum("Loss", {name: name for name in ("bce", "ce")})
+NOT_CONVERTED = (
+    "Conventional models are converted; prototypes over a B-cos encoder are made with "
+    "bcos_transformers.from_pretrained_proto(ENCODER, bcos=True)."
+)
 BOption = Annotated[
     float | None, typer.Option("--b", metavar="B", help="Alignment pressure, at least 1.", show_default="1.5")
 ]
@@ -70,6 +74,7 @@ def convert(
     check_folder_target(output, force)
     if output.resolve() == Path(name).resolve():
         raise ValueError("OUTPUT is the model itself; save the B-cos model to another directory.")
+    refuse_prototypes(name, revision, NOT_CONVERTED)
     fields = {
         "b": b,
         "num_labels": num_labels if not label else None,

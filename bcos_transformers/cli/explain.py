@@ -10,16 +10,25 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from bcos_transformers.cli.explain_prototypes import check_prototype_options, prototype_explainer
 from bcos_transformers.cli.files import check_file_target, new_file
-from bcos_transformers.cli.models import ModelArgument, RevisionOption, load_model, load_tokenizer
+from bcos_transformers.cli.models import (
+    AnyModelArgument,
+    RevisionOption,
+    has_prototypes,
+    load_model,
+    load_tokenizer,
+)
 from bcos_transformers.cli.output import JsonOption, console, emit, facts_table, note, printable, terminal_json
 from bcos_transformers.cli.score_table import score_tables
 from bcos_transformers.cli.texts import DEFAULT_COLUMN, PairColumnOption, read_texts
 from bcos_transformers.explanations import BcosExplainer, TextExplanation, save_explanations
+from bcos_transformers.explanations.files import Explanation
 from bcos_transformers.explanations.html import render_html
 from bcos_transformers.extras import require
 from bcos_transformers.modeling.bcos_targets import index_of_label
 from bcos_transformers.modeling.bcos_text_units import GRANULARITIES
+from bcos_transformers.prototypes import ProtoExplainer
 
 Granularity = StrEnum("Granularity", {name: name for name in GRANULARITIES})
 Format = StrEnum("Format", {name: name for name in ("terminal", "table", "json", "jsonl", "html")})
@@ -45,7 +54,7 @@ BatchSizeOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1
 
 
 def explain(
-    model: ModelArgument,
+    model: AnyModelArgument,
     texts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -94,7 +103,9 @@ def explain(
     ] = Granularity.word,
     top: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Name the K largest contributions.", show_default=False),
+        typer.Option(
+            min=1, metavar="K", help="Name the K largest contributions; with prototypes, show K.", show_default=False
+        ),
     ] = None,
     format: Annotated[  # noqa: A002
         Format | None,
@@ -112,23 +123,35 @@ def explain(
 ) -> None:
     """Explain predictions: which words speak for a class or a next token, which against it, and how much.
 
-    The contributions of the words and of the special tokens add up to the logit; the residual is rounding.
+    The contributions of the words and of the special tokens add up to the logit; the residual is rounding. Of a model with
+    prototypes: which training texts a text looks like, and what each of them adds to the logit.
     """
-    form = _check_form(format, output, as_json, top)
+    form = _check_form(format, output, as_json)
+    by_prototypes = has_prototypes(model, revision)
+    if by_prototypes:
+        check_prototype_options(pair or [], pair_column, target or [], granularity.value, stride)
+    else:
+        _check_top(top, form, output)
     given, source = read_texts(texts or [], pair or [], file, column, pair_column)
-    explainer = BcosExplainer(
-        load_model(model, revision),
-        load_tokenizer(model, revision),
-        batch_size=batch_size,
-        max_length=max_length,
-        stride=stride,
-        granularity=granularity.value,
-    )
+    loaded = load_model(model, revision, prototypes=True)
+    tokenizer = load_tokenizer(model, revision)
+    if by_prototypes:
+        explainer = prototype_explainer(loaded, tokenizer, max_length, batch_size, top)
+        top = None  # an explanation holds no others
+    else:
+        explainer = BcosExplainer(
+            loaded,
+            tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            stride=stride,
+            granularity=granularity.value,
+        )
     options = {"target": _targets(target or [], explainer), "contrast": _one_target(contrast, explainer)}
     if not given:
         note(f"There is nothing to explain: no text in {source}.")
         explainer([], **options)  # checks them all the same
-    explained = explainer.iterate(given, **options)
+    explained = iter(explainer(given, **options)) if by_prototypes else explainer.iterate(given, **options)
     if output is None:
         _show(explained, form, top, title=f"Explanations of {Path(model).name}")
         return
@@ -143,7 +166,7 @@ def explain(
         console().print(facts_table({"explained": _counted(facts), "saved to": output}))
 
 
-def _check_form(form: Format | None, output: Path | None, as_json: bool, top: int | None) -> Format:
+def _check_form(form: Format | None, output: Path | None, as_json: bool) -> Format:
     """How to show the explanations; refuses what contradicts itself, and files that cannot be written."""
     if output is None:
         if as_json and form not in (None, Format.json):
@@ -158,30 +181,33 @@ def _check_form(form: Format | None, output: Path | None, as_json: bool, top: in
         check_file_target(output)
         if kind == ".parquet":
             require("pyarrow", "viz")
-    shortened = output is None and form in (Format.terminal, Format.table, Format.json)
-    if top is not None and not shortened:
-        raise typer.BadParameter("--top is for terminal, table and json; files hold every word.")
     if form == Format.html or output is not None and output.suffix.lower() == ".html":
         require("jinja2", "viz")
     return form
 
 
-def _targets(given: list[str], explainer: BcosExplainer) -> Any:
-    """The targets as `BcosExplainer` takes them."""
+def _check_top(top: int | None, form: Format, output: Path | None) -> None:
+    shortened = output is None and form in (Format.terminal, Format.table, Format.json)
+    if top is not None and not shortened:
+        raise typer.BadParameter("--top is for terminal, table and json; files hold every word.")
+
+
+def _targets(given: list[str], explainer: BcosExplainer | ProtoExplainer) -> Any:
+    """The targets as explainers take them."""
     if len(given) > 1 and "all" in given:
         raise typer.BadParameter("--target all stands alone.")
     read = [_one_target(target, explainer) for target in given]
     return read if len(read) > 1 else read[0] if read else None
 
 
-def _one_target(name: str | None, explainer: BcosExplainer) -> int | str | None:
+def _one_target(name: str | None, explainer: BcosExplainer | ProtoExplainer) -> int | str | None:
     """An index where it is a number, unless a label has this number as its name."""
     task, config = explainer.model.explanation_task, explainer.model.config
     labels = index_of_label(config) if task.endswith("-classification") else {}
     return int(name) if name is not None and name.isdecimal() and name not in labels else name
 
 
-def _flat(rows: Iterable[Any]) -> Iterator[TextExplanation]:
+def _flat(rows: Iterable[Any]) -> Iterator[Explanation]:
     """Token classification has a list of explanations a text."""
     for row in rows:
         yield from row if isinstance(row, list) else [row]
@@ -228,7 +254,7 @@ def _top_lines(explanation: TextExplanation, top: int) -> Text:
     return Text(printable("\n".join(lines)), style="dim")
 
 
-def _write(rows: list[Any], flat: list[TextExplanation], output: Path, title: str) -> None:
+def _write(rows: list[Any], flat: list[Explanation], output: Path, title: str) -> None:
     kind = output.suffix.lower()
     if kind == ".html":
         with new_file(output) as file:

@@ -26,7 +26,13 @@ from bcos_transformers.cli.evaluate import (
     read_labelled,
 )
 from bcos_transformers.cli.files import check_folder_target, new_file, new_folder
-from bcos_transformers.cli.models import RevisionOption, load_tokenizer, naming_what_is_missing, read_config
+from bcos_transformers.cli.models import (
+    RevisionOption,
+    load_tokenizer,
+    naming_what_is_missing,
+    read_config,
+    refuse_prototypes,
+)
 from bcos_transformers.cli.output import JsonOption, console, emit, facts_table, note, quiet_transformers
 from bcos_transformers.cli.push import FACTS
 from bcos_transformers.cli.texts import DEFAULT_COLUMN, PairColumnOption, Text
@@ -41,6 +47,10 @@ from bcos_transformers.registration import ARCHITECTURES
 
 EMBEDDED, EMBEDDED_MODEL = "the embedded reviews", "all-MiniLM-L6-v2"
 TEACHER_LEARNING_RATE = 5e-5  # a conventional model's usual one; a B-cos model bears, and needs, more
+NOT_FINETUNED = (
+    "This command makes B-cos classifiers: train prototypes with the Trainer of transformers, as docs/prototypes.md says, or "
+    "start from another model."
+)
 HELD_OUT = 0.1  # share of the training data, where there are no others
 
 
@@ -262,6 +272,7 @@ def _prepare(
         **({} if b is None else {"b": b}),
         **({} if revision is None else {"revision": revision}),
     }
+    refuse_prototypes(source, revision, NOT_FINETUNED)
     kind = read_config(source, revision).model_type
     task = "sequence-classification"
     with naming_what_is_missing(source), quiet_transformers():

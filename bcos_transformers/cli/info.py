@@ -8,7 +8,14 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from bcos_transformers.cli.convert import dropped_biases
-from bcos_transformers.cli.models import ModelArgument, RevisionOption, load_model, naming_what_is_missing
+from bcos_transformers.cli.info_prototypes import describe_prototypes, prototype_rows
+from bcos_transformers.cli.models import (
+    AnyModelArgument,
+    RevisionOption,
+    has_prototypes,
+    load_model,
+    naming_what_is_missing,
+)
 from bcos_transformers.cli.output import JsonOption, console, emit, facts_table, quiet_transformers
 from bcos_transformers.conversion import ConversionReport, from_pretrained_bcos
 from bcos_transformers.modeling.bcos_conversion import assert_dynamic_linear
@@ -18,7 +25,7 @@ SHOWN_LABELS = 12
 
 
 def info(
-    model: ModelArgument,
+    model: AnyModelArgument,
     against: Annotated[
         str | None,
         typer.Option(
@@ -30,15 +37,30 @@ def info(
     revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a model's class, B, size, layers and labels, and check that it is dynamic linear (exit code 1 if not)."""
-    loaded = load_model(model, revision)
-    report = None if against is None else _report(loaded, against)
-    fault = _fault(loaded)
-    facts = describe(loaded, report, fault)
+    """Show a model's class, B, size, layers and labels, and check that it is dynamic linear (exit code 1 if not).
+
+    Of a model with prototypes: its encoder, how many prototypes each class has, the distance, whether they are training
+    texts, and whether their shares split over words. The check is of its encoder, if that is a B-cos one.
+    """
+    if has_prototypes(model, revision):
+        if against is not None:
+            raise typer.BadParameter("--against is for B-cos models; this one has prototypes: leave it out.")
+        loaded = load_model(model, revision, prototypes=True)
+        fault = _fault(loaded.backbone) if loaded.config.is_bcos else None
+        facts = describe_prototypes(loaded, fault)
+        rows = {**prototype_rows(facts), **_common_rows(facts)}
+        if loaded.config.is_bcos:
+            rows["encoder dynamic linear"] = _verdict(facts)
+    else:
+        loaded = load_model(model, revision)
+        report = None if against is None else _report(loaded, against)
+        fault = _fault(loaded)
+        facts = describe(loaded, report, fault)
+        rows = _rows(facts, report)
     if as_json:
         emit({"model": model, **facts})
     else:
-        console().print(facts_table({"model": model, **_rows(facts, report)}))
+        console().print(facts_table({"model": model, **rows}))
     if fault:
         raise typer.Exit(1)
 
@@ -71,11 +93,8 @@ def describe(model: PreTrainedModel, report: ConversionReport | None, fault: str
 
 
 def _rows(facts: dict[str, Any], report: ConversionReport | None) -> dict[str, Any]:
-    labels = list((facts["labels"] or {}).values())
-    more = f", … ({len(labels)} in all)" if len(labels) > SHOWN_LABELS else ""
     per_layer = facts["b_per_layer"]
     switches = [name for name in ("normalize_weights", "qk_bias", "bcos_lm_head") if facts[name]]
-    yes, no = Text("yes", style="green"), Text(f"NO: {facts['fault']}", style="bold red")
     return {
         "class": facts["class"],
         "task": facts["task"],
@@ -84,16 +103,29 @@ def _rows(facts: dict[str, Any], report: ConversionReport | None) -> dict[str, A
         else f"{facts['b']:g}; by layer {', '.join(f'{b:g}' for b in per_layer)}",
         "switched on": ", ".join(switches) or "none",
         "classifier loss": facts["classifier_loss"],
-        "parameters": f"{facts['parameters']:,} ({facts['dtype']})",
         "layers": ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items()),
-        "labels": ", ".join(labels[:SHOWN_LABELS]) + more if labels else None,
-        "max tokens": f"{facts['max_tokens']:,}" if facts["max_tokens"] is not None else "no limit",
+        **_common_rows(facts),
         "converted from": facts["converted_from"],
         "dropped biases": "not kept with a saved model; --against CONVENTIONAL finds out"
         if report is None
         else dropped_biases(report),
-        "dynamic linear": yes if facts["dynamic_linear"] else no,
+        "dynamic linear": _verdict(facts),
     }
+
+
+def _common_rows(facts: dict[str, Any]) -> dict[str, Any]:
+    """What models of every kind have."""
+    labels = list((facts["labels"] or {}).values())
+    more = f", … ({len(labels)} in all)" if len(labels) > SHOWN_LABELS else ""
+    return {
+        "parameters": f"{facts['parameters']:,} ({facts['dtype']})",
+        "labels": ", ".join(labels[:SHOWN_LABELS]) + more if labels else None,
+        "max tokens": f"{facts['max_tokens']:,}" if facts["max_tokens"] is not None else "no limit",
+    }
+
+
+def _verdict(facts: dict[str, Any]) -> Text:
+    return Text(f"NO: {facts['fault']}", style="bold red") if facts["fault"] else Text("yes", style="green")
 
 
 def _fault(model: PreTrainedModel) -> str | None:

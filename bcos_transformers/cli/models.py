@@ -12,10 +12,17 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from bcos_transformers.loading import load_bcos_model
 from bcos_transformers.modeling.bcos_roles import ROLES
 from bcos_transformers.modeling.bcos_text_units import check_knows_words
+from bcos_transformers.modeling.configuration_proto import ProtoConfig
 from bcos_transformers.registration import ARCHITECTURES
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a B-cos model.", show_default=False)
+]
+AnyModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Directory or Hub id of a B-cos model, or of one with prototypes.", show_default=False
+    ),
 ]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.", show_default=False)
@@ -59,15 +66,51 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name, revision=revision)
 
 
-def load_model(name: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
-    """A saved B-cos model.
+def has_prototypes(name: str, revision: str | None = None) -> bool:
+    """Whether a saved model classifies by prototypes.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    return read_config(name, revision).model_type == ProtoConfig.model_type
+
+
+def refuse_prototypes(name: str, revision: str | None, advice: str) -> None:
+    """Refuses a model that classifies by prototypes where only others are of use.
+
+    Args:
+        name: directory or Hub id.
+        revision: on the Hub.
+        advice: a sentence: what to do instead.
 
     Raises:
         OSError: there is no such model.
-        ValueError: it is a conventional one; the message says how to convert it.
+        ValueError: it has prototypes.
+    """
+    if has_prototypes(name, revision):
+        raise ValueError(f"{name!r} is a model with prototypes ({ProtoConfig.model_type}). {advice}")
+
+
+def load_model(name: str, revision: str | None = None, prototypes: bool = False, **options: Any) -> PreTrainedModel:
+    """A saved B-cos model.
+
+    Args:
+        name: directory or Hub id.
+        revision: on the Hub.
+        prototypes: take a model with prototypes as well.
+        **options: of `from_pretrained`.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is a conventional one, the message says how to convert it; or one with prototypes.
     """
     kind = read_config(name, revision).model_type
-    if kind not in ROLES:
+    if kind == ProtoConfig.model_type and not prototypes:
+        raise ValueError(
+            f"{name!r} is a model with prototypes ({kind}), and this command is for B-cos models: "
+            f"`bcos-transformers explain {name} …` and `bcos-transformers info {name}` read it."
+        )
+    if kind not in ROLES and kind != ProtoConfig.model_type:
         advice = (
             f"Convert it, `bcos-transformers convert {name} OUTPUT --task …`, and fine-tune it, or do both at once with "
             f"`bcos-transformers finetune {name} …`."

@@ -16,7 +16,10 @@ FACTS = "card_facts.json"
 
 def push(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL_DIR", help="Directory of a B-cos model.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MODEL_DIR", help="Directory of a B-cos model, or of one with prototypes.", show_default=False
+        ),
     ],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: owner/name.", show_default=False)],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -49,7 +52,10 @@ def push(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Push a saved model to the Hub: weights, code, tokenizer, pipeline and a card, in one commit or not at all."""
+    """Push a saved model to the Hub: weights, code, tokenizer, pipeline and a card, in one commit or not at all.
+
+    Prototypes are training texts, and they go along.
+    """
     from bcos_transformers.hub import push_to_hub
 
     if not model.is_dir():
@@ -57,7 +63,7 @@ def push(
     place = facts or (model / FACTS if (model / FACTS).is_file() else None)
     known = read_facts(place, repo_id) if place else None
     commit = push_to_hub(
-        load_model(str(model)),
+        load_model(str(model), prototypes=True),
         load_tokenizer(str(model)),
         repo_id,
         facts=known,

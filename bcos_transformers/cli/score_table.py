@@ -8,19 +8,25 @@ from rich.text import Text
 
 from bcos_transformers.cli.output import printable
 from bcos_transformers.explanations import TextExplanation
-from bcos_transformers.explanations.layout import heading, sum_line
+from bcos_transformers.explanations.layout import heading, prototypes_sum_line, sum_line
+from bcos_transformers.prototypes import PrototypeExplanation
 
 COLUMNS = 4  # targets a table
 TITLE = 72  # characters
 
 
-def score_tables(explanation: TextExplanation, top: int | None = None) -> Iterator[Table]:
+def score_tables(explanation: TextExplanation | PrototypeExplanation, top: int | None = None) -> Iterator[Table]:
     """Tables with a row a word and a column a target, and under them the sum that is the logit.
+
+    Of a text explained by prototypes, one table with a row a prototype.
 
     Args:
         explanation: one explained text.
         top: only the words with the largest contributions (to any of a table's targets), largest first.
     """
+    if isinstance(explanation, PrototypeExplanation):
+        yield _prototype_table(explanation)
+        return
     targets = explanation.targets
     for begin in range(0, len(targets), COLUMNS):
         yield _table(explanation, [explanation.for_target(t) for t in targets[begin : begin + COLUMNS]], top)
@@ -49,17 +55,44 @@ def _table(explanation: TextExplanation, singles: list[TextExplanation], top: in
     return table
 
 
+def _prototype_table(explanation: PrototypeExplanation) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD, title=Text(_titled(explanation, ""), style="bold"), title_justify="left", pad_edge=False
+    )
+    table.add_column("looks like", overflow="fold")
+    table.add_column("label", overflow="fold")
+    table.add_column("similarity", justify="right")
+    table.add_column("× weight", justify="right")
+    table.add_column(_heading(explanation), justify="right", overflow="fold")
+    for share in explanation.prototypes:
+        known = _shortened(_one_line(share.name))
+        numbers = (Text(f"{share.similarity:.4f}"), _number(share.weight), _number(share.contribution))
+        table.add_row(Text(known), Text(_one_line(share.label)), *numbers)
+    table.add_section()
+    between = ("", "", "")
+    for name, value in prototypes_sum_line(explanation)[len(explanation.prototypes) :]:  # rows already
+        table.add_row(Text(name, style="dim"), *between, _number(value, "dim"))
+    table.add_row("logit", *between, _number(explanation.logit, "bold"))
+    table.add_row(Text("residual", style="dim"), *between, Text(f"{explanation.residual:+.0e}", style="dim"))
+    return table
+
+
 def _title(explanation: TextExplanation) -> str:
-    text = _one_line(explanation.text)
-    if explanation.text_pair is not None:
-        text += f"  |  {_one_line(explanation.text_pair)}"
-    text = text if len(text) <= TITLE else f"{text[: TITLE - 1]}…"
-    notes = ["the text was cut"] if explanation.truncated else []
-    notes += [f"mean of {len(explanation.windows)} windows"] if explanation.windows else []
-    return text + "".join(f"  [{remark}]" for remark in notes)
+    pair = "" if explanation.text_pair is None else f"  |  {_one_line(explanation.text_pair)}"
+    windows = f"  [mean of {len(explanation.windows)} windows]" if explanation.windows else ""
+    return _titled(explanation, pair) + windows
 
 
-def _heading(single: TextExplanation) -> Text:
+def _titled(explanation: TextExplanation | PrototypeExplanation, pair: str) -> str:
+    cut = "  [the text was cut]" if explanation.truncated else ""
+    return _shortened(_one_line(explanation.text) + pair) + cut
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= TITLE else f"{text[: TITLE - 1]}…"
+
+
+def _heading(single: TextExplanation | PrototypeExplanation) -> Text:
     share = "" if single.probability is None else f"\n{single.probability:.0%}"
     return Text(_one_line(heading(single)) + share)
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from bcos_transformers.evaluation.rows import Classifier
+from bcos_transformers.explanations.inputs import has_prototypes
 
 NO_LIMIT = 100_000  # tokenizers that know no longest text say 1e30
 NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "architectures", "auto_map")
@@ -99,7 +100,7 @@ class BenchmarkModels:
                 weights=weights_fingerprint(model),
                 vocabulary=_vocabulary_fingerprint(tokenizer),
                 labels=tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels)),
-                explains=hasattr(model, "explain"),
+                explains=hasattr(model, "explain") and not has_prototypes(model),
                 longest=longest_text(model, tokenizer),
                 special=tokenizer.num_special_tokens_to_add(),
             )

@@ -112,7 +112,8 @@ def prototypes_sum_line(explanation: PrototypeExplanation) -> list[tuple[str, fl
     """The terms of the sum that is the logit, by name, of an explanation by prototypes."""
     terms = [(f"prototype {share.number}", share.contribution) for share in explanation.prototypes]
     if explanation.other_prototypes:
-        terms.append((f"{explanation.other_prototypes} others", explanation.other_prototypes_contribution))
+        others = f"{explanation.other_prototypes} other{'s' if explanation.other_prototypes > 1 else ''}"
+        terms.append((others, explanation.other_prototypes_contribution))
     return [*terms, ("bias", explanation.bias)]
 
 
