@@ -12,46 +12,20 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.utils import hub
 
-from bcos_transformers import assert_dynamic_linear, explain_generation, from_pretrained_bcos
+from bcos_transformers import assert_dynamic_linear, from_pretrained_bcos
 from conftest import relative_residual
 from contract import CHECKPOINTING, HEADS, ONE_HEAD, every_target, labels_for, public_logits, tiny_inputs, tiny_model
 
 peft = pytest.importorskip("peft")
 from peft import (
     AutoPeftModelForSequenceClassification,
-    IA3Config,
     LoraConfig,
     PeftModel,
-    PromptTuningConfig,
     get_peft_model,
 )
 from peft.tuners import lora
 
-TASK_TYPES = {
-    "sequence-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
-    "question-answering": "QUESTION_ANS",
-    "causal-lm": "CAUSAL_LM",
-}
-
-
-def with_adapter(model, name: str = "default", seed: int = 5, **options):
-    """`model` with an adapter that matters, in float64."""
-    values = {"target_modules": "all-linear", "r": 3, "task_type": TASK_TYPES.get(model.explanation_task), **options}
-    adapted = get_peft_model(model, LoraConfig(**values), adapter_name=name).double().eval()
-    fill_adapter(adapted, name, seed)
-    return adapted
-
-
-def fill_adapter(adapted, name: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    for parameter_name, parameter in adapted.named_parameters():
-        if f"lora_B.{name}" in parameter_name:
-            nn.init.normal_(parameter, std=0.2)
-
-
-def base_of(adapted):
-    return adapted.get_base_model()
+from adapter_toys import TASK_TYPES, base_of, fill_adapter, with_adapter
 
 
 class TestExactness:
@@ -365,67 +339,6 @@ print("equal")
         assert hasattr(base_of(adapted), "model_tags")
         base_of(adapted).add_model_tags("tag")
         assert list(base_of(adapted).model_tags) == ["tag"]
-
-
-class TestRefusals:
-    def test_virtual_tokens(self):
-        model = tiny_model("llama", "causal-lm").float()
-        tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-        for call in (lambda: assert_dynamic_linear(tuned), lambda: explain_generation(tuned, tiny_inputs(model))):
-            with pytest.raises(ValueError, match="PROMPT_TUNING adds learned vectors"):
-                call()
-
-    def test_a_copy_of_another_class_is_named(self):
-        model = tiny_model("llama", "causal-lm", bcos_lm_head=True, tie_word_embeddings=True)
-        options = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
-        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
-        with pytest.raises(ValueError, match="`lm_head`: Linear stands in for BcosLinear"):
-            model.explain(**tiny_inputs(model))
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"use_dora": True}, "plain LoRA only.*use_dora"),
-            ({"lora_bias": True}, "plain LoRA only.*lora_bias"),
-            ({"target_modules": ["word_embeddings"]}, "LoRA on embeddings is not supported"),
-        ],
-    )
-    def test_variants(self, options, message):
-        model = tiny_model("bert", "sequence-classification")
-        with pytest.raises(ValueError, match=message):
-            get_peft_model(model, LoraConfig(**{"target_modules": "all-linear", **options}))
-
-    def test_variants_of_a_second_adapter(self):
-        adapted = with_adapter(tiny_model("bert", "sequence-classification"))
-        with pytest.raises(ValueError, match="plain LoRA only.*use_dora"):
-            adapted.add_adapter("second", LoraConfig(target_modules="all-linear", use_dora=True))
-
-    def test_quantized_weights(self):
-        model = tiny_model("bert", "sequence-classification")
-        dense = model.bert.encoder.layer[0].intermediate.dense
-        dense.weight = nn.Parameter(dense.weight.detach().to(torch.int8), requires_grad=False)
-        with pytest.raises(ValueError, match="quantized.*int8"):
-            get_peft_model(model, LoraConfig(target_modules=["intermediate.dense"]))
-
-    def test_a_stock_layer_around_one_of_ours_is_named(self):
-        model = tiny_model("bert", "sequence-classification")
-        layer = model.bert.encoder.layer[1].output
-        layer.dense = lora.Linear(layer.dense, "default", config=LoraConfig(r=2), r=2)
-        for call in (lambda: model.explain(**tiny_inputs(model)), lambda: assert_dynamic_linear(model)):
-            with pytest.raises(ValueError, match=r"`bert.encoder.layer.1.output.dense` \(peft's Linear\)"):
-                call()
-
-    def test_other_methods_of_peft(self):
-        model = tiny_model("llama", "sequence-classification")
-        get_peft_model(model, IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"]))
-        with pytest.raises(ValueError, match="cannot be explained exactly.*v_proj"):
-            model.explain(**tiny_inputs(model))
-
-    def test_adapters_mixed_in_a_batch(self):
-        model = tiny_model("bert", "sequence-classification")
-        adapted = with_adapter(model)
-        with pytest.raises(ValueError, match="cannot mix adapters"):
-            adapted(**tiny_inputs(model), adapter_names=["default", "__base__", "default"])
 
 
 def test_other_models_get_the_layers_of_peft():
