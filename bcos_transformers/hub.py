@@ -130,7 +130,8 @@ class BcosHubCallback(TrainerCallback):
     With `hub_strategy="every_save"` (and `"checkpoint"`, `"all_checkpoints"`) the Trainer uploads a configuration whose
     `auto_map` names the model's code, but the code itself only when training has ended. This callback writes the code into
     `args.output_dir` when training begins, so that each upload has it, and the list of prototypes, if there are any, before
-    each upload.
+    each upload. It should stand after a `ProtoProjectionCallback`: before it, the upload of the step that projects has the
+    previous list.
 
     Raises:
         TypeError: the model is neither a B-cos model nor one with prototypes.

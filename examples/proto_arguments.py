@@ -34,7 +34,9 @@ class ProtoArguments:
     lambda_ce: float = field(default=0.5, metadata={"help": "Weight of cross-entropy, or of mean squared error."})
     lambda_cohesion: float = field(default=0.25, metadata={"help": "Weight of the distance to the own class."})
     lambda_separation: float = field(default=0.25, metadata={"help": "Weight of minus the distance to the others."})
-    epsilon: float = field(default=1e-4, metadata={"help": "Of the similarity 1 / (distance + epsilon)."})
+    epsilon: float | None = field(
+        default=None, metadata={"help": "Of the similarity 1 / (distance + epsilon). Default: 1e-4; regressions 1."}
+    )
     classifier_bias: bool | None = field(
         default=None, metadata={"help": "Give the last layer a bias. Default: for regressions only."}
     )

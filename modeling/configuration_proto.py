@@ -35,7 +35,8 @@ class ProtoConfig(PretrainedConfig):
         lambda_cohesion: weight λ1 of the mean distance to the K farthest prototypes of a text's own class.
         lambda_separation: weight λ2 of minus the mean distance to the K nearest prototypes of the other classes.
         distance: `"l2"`, with the similarity 1 / (distance + ε), or `"cosine"`: the distance is 1 − cos, the similarity cos.
-        epsilon: ε.
+        epsilon: ε; None is 1e-4, or 1 for a regression, where a prototype's own text, at distance 0, would be thousands of times
+            more similar to it than all others and determine the last layer alone.
         freeze_backbone: train the prototypes, the token attention and the last layer only.
         incorrect_class_weight: initial weight of a prototype for the classes that it is not of; 1 for its own.
         classifier_bias: give the last layer a bias, which belongs to no prototype.
@@ -79,7 +80,7 @@ class ProtoConfig(PretrainedConfig):
     lambda_cohesion: float | int = 0.25
     lambda_separation: float | int = 0.25
     distance: Literal["l2", "cosine"] = "l2"
-    epsilon: float | int = 1e-4
+    epsilon: float | int | None = None
     freeze_backbone: bool = False
     incorrect_class_weight: float | int = -0.5
     classifier_bias: bool = False
@@ -92,6 +93,21 @@ class ProtoConfig(PretrainedConfig):
         self.backbone_config = _backbone(self.backbone_config)
         super().__post_init__(**kwargs)
         self.check_proto_fields()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from a dict; see `transformers.PretrainedConfig.from_dict`.
+
+        Raises:
+            ValueError: it is of another kind of model.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"This is a {kind!r} checkpoint, which has no prototypes yet: bcos_transformers.from_pretrained_proto puts "
+                "some over it."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_classes(self) -> int:
@@ -155,6 +171,8 @@ class ProtoConfig(PretrainedConfig):
         _check_count("num_prototypes", self.num_prototypes)
         if self.distance not in DISTANCES:
             raise ValueError(f"`distance` must be one of {DISTANCES}, got {self.distance!r}.")
+        if self.epsilon is None:
+            self.epsilon = 1.0 if self.is_regression else 1e-4
         for name in ("lambda_ce", "lambda_cohesion", "lambda_separation", "epsilon"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:

@@ -1,6 +1,7 @@
 """proto-lm: texts are classified by their similarity to learned prototypes (arXiv 2311.01732)."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
@@ -20,7 +20,9 @@ from .modeling_bcos_distilbert import BcosDistilBertModel
 from .modeling_bcos_modernbert import BcosModernBertModel
 from .modeling_bcos_roberta import BcosRobertaModel
 from .proto_explanation import ProtoExplanationMixin
-from .proto_losses import class_of_labels, cohesion_and_separation, distances_and_similarities, task_loss
+from .proto_losses import LastLayer, class_of_labels, cohesion_and_separation, distances_and_similarities, task_loss
+
+logger = logging.getLogger(__name__)
 
 # Where this code comes from the Hub, `AutoModel` does not know them.
 BCOS_MODELS = {
@@ -156,10 +158,10 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
 
     Attributes:
         prototypes (`nn.Parameter`): `(prototypes, hidden)`; prototype j is of class j // (prototypes / classes).
-        classifier (`nn.Linear`): from similarities to logits, without bias unless `config.classifier_bias`.
+        classifier (`LastLayer`, an `nn.Linear`): from similarities to logits, without bias unless `config.classifier_bias`.
 
     Raises:
-        ValueError: the configuration is invalid.
+        ValueError: the configuration is invalid, or of an encoder that does not read texts.
 
     Example:
         >>> model = ProtoForSequenceClassification(ProtoConfig(backbone_config=BertConfig(), num_prototypes=12, num_labels=3))
@@ -177,11 +179,12 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
         backbone = BCOS_MODELS.get(config.backbone_config.model_type)
         self.backbone = backbone(config.backbone_config) if backbone else AutoModel.from_config(config.backbone_config)
         if isinstance(getattr(self.backbone, "pooler", None), nn.Module):
-            self.backbone.pooler = None  # the token attention takes its place
+            self.backbone.pooler = nn.Identity()  # the token attention takes its place; some encoders call it unasked
+        check_reads_texts(type(self.backbone))
         self.config.backbone_config = self.backbone.config
         self.token_attention = TokenAttention(config.hidden_size)
         self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.hidden_size))
-        self.classifier = nn.Linear(config.num_prototypes, config.num_labels, bias=config.classifier_bias)
+        self.classifier = LastLayer(config.num_prototypes, config.num_labels, bias=config.classifier_bias)
         self.post_init()
         self._freeze()
 
@@ -264,8 +267,14 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
             output_hidden_states: return those of the encoder.
 
         Raises:
-            ValueError: distances that are not finite, labels that are no classes, or labels of a regression without bins.
+            ValueError: an empty batch, distances that are not finite, labels that are no classes or not one a text, or labels
+                of a regression without bins.
         """
+        texts = input_ids if input_ids is not None else inputs_embeds
+        if texts is not None and len(texts) == 0:
+            raise ValueError(
+                f"The batch is empty: at least one text is needed, got tokens of shape {tuple(texts.shape)}."
+            )
         pooled, weights, encoded = self.embed(
             input_ids,
             attention_mask,
@@ -280,8 +289,7 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
         if not torch.compiler.is_compiling():
             self._check_distances(distances)
         with torch.autocast(similarities.device.type, enabled=False):
-            bias = None if self.classifier.bias is None else self.classifier.bias.to(similarities.dtype)
-            logits = F.linear(similarities, self.classifier.weight.to(similarities.dtype), bias)
+            logits = self.classifier(similarities)
         losses = {} if labels is None else self._losses(logits, distances, labels, num_items_in_batch)
         return ProtoOutput(
             **losses,
@@ -298,6 +306,12 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
         self, logits: torch.Tensor, distances: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> dict[str, torch.Tensor]:
         config, labels = self.config, labels.to(logits.device)
+        if labels.numel() != len(logits):
+            raise ValueError(
+                f"`labels` must be one a text: {len(logits)} texts, but labels of shape {tuple(labels.shape)}."
+            )
+        if not torch.compiler.is_compiling():
+            self._warn_of_moving_prototypes()
         boundaries = None
         if config.is_regression:
             if config.regression_boundaries is None:
@@ -322,6 +336,15 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
         weights = (config.lambda_ce, config.lambda_cohesion, config.lambda_separation)
         return {"loss": sum(w * part for w, part in zip(weights, parts.values(), strict=True)), **parts}
 
+    def _warn_of_moving_prototypes(self) -> None:
+        if self.config.prototypes is None or not self.training:
+            return
+        if any(p.requires_grad and not name.startswith("classifier.") for name, p in self.named_parameters()):
+            logger.warning_once(
+                "Training moves the prototypes away from the texts in config.prototypes: call train_last_layer_only(model), or "
+                "project again at the end (ProtoProjectionCallback)."
+            )
+
     def _check_distances(self, distances: torch.Tensor) -> None:
         finite = torch.isfinite(distances)
         if finite.all():
@@ -331,6 +354,18 @@ class ProtoForSequenceClassification(ProtoExplanationMixin, ProtoPreTrainedModel
             f"The distances of rows {rows.tolist()[:10]} to prototypes {prototypes.tolist()[:10]} are not finite. Known "
             "causes: weights that are NaN (a learning rate that is too high), float16 overflow, or a row whose attention "
             "mask is 0 everywhere."
+        )
+
+
+def check_reads_texts(encoder: type[PreTrainedModel]) -> None:
+    """Refuses encoders of images or sound.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if encoder.main_input_name != "input_ids":
+        raise ValueError(
+            f"`backbone_config` must be of a text encoder, but {encoder.__name__} reads `{encoder.main_input_name}`."
         )
 
 

@@ -56,6 +56,11 @@ class BcosTextClassificationPipeline(TextClassificationPipeline):
 
     def __init__(self, **kwargs: Any) -> None:
         model = kwargs.get("model")
+        if getattr(getattr(model, "config", None), "model_type", None) == "proto-lm":
+            raise TypeError(
+                f"bcos-text-classification is for B-cos models; {type(model).__name__} classifies by prototypes. Use "
+                'pipeline("text-classification"), and for explanations bcos_transformers.ProtoExplainer(model, tokenizer).'
+            )
         if getattr(model, "explanation_task", None) != "sequence-classification":
             raise TypeError(
                 f"bcos-text-classification is for B-cos models for sequence classification, got {type(model).__name__}. "

@@ -13,6 +13,7 @@ from .bcos_inputs import check_inputs
 from .bcos_peft import tuner_layer_faults
 from .bcos_state import EmbeddingRecorder, explanation_mode
 from .bcos_targets import class_indices, foil_indices, index_of_label
+from .proto_losses import LastLayer
 
 
 @dataclass
@@ -136,6 +137,26 @@ class ProtoExplanationMixin:
                 self._split(explanation, output.similarities, weights, recorder, mask, top_k, chunk_size)
         return explanation
 
+    def last_layer(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights `(num_labels, prototypes)` and the bias `(num_labels,)`, 0 without one, that make logits of similarities.
+
+        Of a layer that is offloaded, or carries adapters such as LoRA, they are what it makes of each prototype alone.
+
+        Args:
+            like: they are constants of its dtype and on its device, which is the model's.
+        """
+        layer = self.classifier
+        hooks = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
+        if type(layer) is LastLayer and not hooks:
+            weight = layer.weight.detach().to(like)
+            bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().to(weight)
+            return weight, bias
+        place = {"device": like.device, "dtype": like.dtype}
+        with torch.no_grad(), evaluation_mode(self), torch.autocast(like.device.type, enabled=False):
+            bias = layer(torch.zeros(1, self.config.num_prototypes, **place))[0]
+            weight = (layer(torch.eye(self.config.num_prototypes, **place)) - bias).T
+        return weight.to(like), bias.to(like)
+
     def _splits(self, tokens: bool | None, top_k: int | None) -> bool:
         if tokens is None:
             tokens = self.splits_over_tokens or top_k is not None
@@ -159,10 +180,7 @@ class ProtoExplanationMixin:
             "all" if target is None and self.config.is_regression else target, logits, "target", labels
         )
         foil = foil_indices(contrast, logits, labels)
-        weight = self.classifier.weight.detach().to(similarities.dtype)
-        bias = (
-            weight.new_zeros(len(weight)) if self.classifier.bias is None else self.classifier.bias.detach().to(weight)
-        )
+        weight, bias = self.last_layer(similarities)
         values, weights, biases = logits.gather(-1, target), weight[target], bias[target]
         if isinstance(foil, str):
             values, weights, biases = (

@@ -1,12 +1,22 @@
-"""Distances, similarities and losses of proto-lm (arXiv 2311.01732, section 3), for a whole batch at once."""
+"""Distances, similarities, the last layer and losses of proto-lm (arXiv 2311.01732, section 3), for a whole batch at once."""
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .bcos_losses import cross_entropy
 from .bcos_state import is_explaining
 
 FAR = float("inf")
+
+
+class LastLayer(nn.Linear):
+    """From similarities to logits, in the precision of the similarities, whatever that of the weights is."""
+
+    def forward(self, similarities: torch.Tensor) -> torch.Tensor:
+        """`(batch, prototypes)` to `(batch, num_labels)`."""
+        bias = None if self.bias is None else self.bias.to(similarities.dtype)
+        return F.linear(similarities, self.weight.to(similarities.dtype), bias)
 
 
 def distances_and_similarities(

@@ -3,9 +3,10 @@
 import random
 
 import torch
+from transformers import DataCollatorWithPadding, Trainer
 
 from bcos_transformers import BcosBertConfig, ProtoConfig, ProtoForSequenceClassification, regression_bins
-from conftest import tiny_config
+from conftest import tiny_config, training_arguments
 
 SUBJECTS, ENDS = ["film", "food", "soup"], ["", " .", " !", " and funny", " and dull", " , it was very"]
 FEELINGS = [["bad", "hated", "dull"], ["good", "great", "loved"], ["not", "very", "is"]]
@@ -67,3 +68,17 @@ def state_of(model) -> dict:
 def same_state(one: dict, other: dict) -> bool:
     weights = (one.pop("weights"), other.pop("weights"))
     return one == other and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def train(model, tokenizer, folder, callbacks=(), resume=None, data=None, optimizer=None, **overrides) -> Trainer:
+    trainer = Trainer(
+        model,
+        training_arguments(folder, **{"max_steps": 8, "learning_rate": 5e-3, **overrides}),
+        DataCollatorWithPadding(tokenizer),
+        tokenized(data or rows(), tokenizer),
+        eval_dataset=tokenized(rows(8), tokenizer),
+        callbacks=list(callbacks),
+        optimizers=(optimizer, None),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer

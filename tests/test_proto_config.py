@@ -6,7 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    T5Config,
+)
 
 from bcos_transformers import ProtoConfig, ProtoForSequenceClassification, load_bcos_model
 from contract import tiny_config, tiny_inputs
@@ -60,6 +67,21 @@ class TestErrors:
     def test_backbones_that_are_none(self, backbone, message):
         with pytest.raises(ValueError, match=message):
             ProtoConfig(backbone_config=backbone, num_prototypes=4)
+
+    @pytest.mark.parametrize(
+        "backbone",
+        [
+            tiny_config("bert", conventional=True),
+            DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=16, vocab_size=60),
+            tiny_config("bert"),
+        ],
+    )
+    def test_a_checkpoint_without_prototypes_is_not_loaded_as_one_with(self, backbone, tmp_path):
+        AutoModel.from_config(backbone).save_pretrained(tmp_path)
+        for load in (ProtoForSequenceClassification.from_pretrained, ProtoConfig.from_pretrained):
+            with pytest.raises(ValueError, match=f"'{backbone.model_type}' checkpoint.*from_pretrained_proto"):
+                load(tmp_path)
+        assert ProtoConfig.from_dict({"num_prototypes": 4}).num_prototypes == 4
 
     def test_a_configuration_that_became_invalid_is_not_built_or_saved(self, tmp_path):
         config = proto_config()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from bcos_transformers import ProtoConfig, ProtoForSequenceClassification
 from bcos_transformers.evaluation.prototypes import (
@@ -140,6 +141,31 @@ def test_of_texts_is_what_the_model_itself_says_without_a_prototype(model):
     assert pooled_embeddings(model, tokenizer, texts, batch_size=2).shape == (3, 16)
     with pytest.raises(ValueError, match="At least one text is needed"):
         faithfulness_of_texts(model, tokenizer, [])
+
+
+def test_texts_are_cut_to_what_the_model_reads(model):
+    tokenizer = make_tokenizer()
+    long = "the film was good " * 30
+    short = pooled_embeddings(model, tokenizer, [long], max_length=8)
+    for limit in (32, 10**30):  # the model has 32 positions
+        tokenizer.model_max_length = limit
+        found = pooled_embeddings(model, tokenizer, [long])
+        assert torch.equal(found, pooled_embeddings(model, tokenizer, [long], max_length=32))
+        assert torch.equal(found, pooled_embeddings(model, tokenizer, [long], max_length=100))
+        assert not torch.allclose(found, short)
+    tokenizer.model_max_length = 8
+    assert torch.equal(pooled_embeddings(model, tokenizer, [long]), short)
+
+
+def test_of_texts_with_an_adapter_on_the_last_layer(model):
+    tokenizer, texts = make_tokenizer(), ["the film was good", "dull soup"]
+    before = faithfulness_of_texts(model, tokenizer, texts)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["classifier"], r=2, init_lora_weights=False))
+    found = faithfulness_of_texts(adapted, tokenizer, texts)
+    merged = faithfulness_of_texts(adapted.merge_and_unload(), tokenizer, texts)
+    for one, other, plain in zip(found, merged, before, strict=True):
+        assert one.comprehensiveness == pytest.approx(other.comprehensiveness, abs=1e-5)
+        assert one.comprehensiveness != pytest.approx(plain.comprehensiveness, abs=1e-3)
 
 
 class TestProjectionOfSinglePrototypes:

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import RobertaConfig
 
 from bcos_transformers import (
@@ -265,6 +266,19 @@ def test_lower_precision_adds_up_too(dtype):
     for explanation in ProtoExplainer(proto_model().to(dtype), make_tokenizer())(TEXTS, contrast="mean"):
         assert abs(explanation.residual) < 1e-5
         assert abs(explanation.words_residual) < (1e-4 if dtype == torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("contrast", [None, "mean", 1])
+def test_an_adapter_on_the_last_layer_counts(contrast):
+    model = with_bias(proto_model(classifier_bias=True))
+    before = ProtoExplainer(model, make_tokenizer())(TEXTS[0], target=2, contrast=contrast)
+    config = LoraConfig(target_modules=["classifier"], r=2, init_lora_weights=False)
+    adapted = get_peft_model(model, config).double().eval()
+    explanation = ProtoExplainer(adapted, make_tokenizer(), top_k=6)(TEXTS[0], target=2, contrast=contrast)
+    assert explanation.logit != pytest.approx(before.logit, abs=1e-3)
+    assert abs(explanation.residual) < 1e-10
+    for share in explanation.prototypes:
+        assert share.weight * share.similarity == pytest.approx(share.contribution, abs=1e-10)
 
 
 def test_what_cannot_be_explained(model, explainer):

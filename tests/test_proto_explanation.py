@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from bcos_transformers import explanation_mode
+from bcos_transformers import ProtoForSequenceClassification, explanation_mode
 from bcos_transformers.modeling.bcos_state import EmbeddingRecorder, is_explaining
 from conftest import batch, bcos_model
 from contract import CHECKPOINTING, explain_in_eight_threads, fill_biases, tiny_inputs
@@ -200,6 +200,67 @@ class Outside(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.base_layer(hidden) + torch.tanh(hidden).mean()
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+class TestLastLayer:
+    @pytest.mark.parametrize("distance", ["l2", "cosine"])
+    @pytest.mark.parametrize("module", ["classifier", "token_attention", ""])
+    @pytest.mark.filterwarnings("ignore:The following device_map keys")  # `prototypes` is a parameter, not a module
+    def test_offloaded(self, module, distance, tmp_path):
+        model = proto_model(distance=distance)
+        inputs = tiny_inputs(model)
+        model.save_pretrained(tmp_path)
+        parts = ("backbone", "prototypes", "token_attention", "classifier")
+        places = {**dict.fromkeys(parts, "cpu"), module: "disk"} if module else {"": "disk"}
+        offloaded = ProtoForSequenceClassification.from_pretrained(
+            tmp_path, dtype=torch.float64, device_map=places, offload_folder=tmp_path / "offload"
+        )
+        assert all(parameter.is_meta for parameter in offloaded.get_submodule(module).parameters())
+        assert torch.equal(offloaded(**inputs).logits, model(**inputs).logits)
+        wanted = model.explain(**inputs, target="all")
+        for name, value in offloaded.explain(**inputs, target="all").items():
+            assert torch.equal(value, wanted[name]), name
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("distance", ["l2", "cosine"])
+    def test_adapters(self, distance, bias):
+        model = proto_model(distance=distance, classifier_bias=bias)
+        inputs = tiny_inputs(model)
+        plain = model.explain(**inputs, target="all")
+        config = LoraConfig(target_modules=["classifier"], r=2, lora_dropout=0.5, init_lora_weights=False)
+        adapted = get_peft_model(model, config).double().train()
+        out = adapted.explain(**inputs, target="all")
+        assert adapted.training
+        assert model.classifier.training
+        adapted.eval()
+        assert torch.equal(out.logits, adapted(**inputs).logits)
+        assert (out.logits - plain.logits).abs().min() > 1e-3 * plain.logits.abs().max()
+        assert max(out.residual.abs().max(), 0 if distance == "l2" else out.token_residual.abs().max()) < 1e-9
+        layer = model.classifier
+        update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
+        assert_close(out.contributions, (layer.weight + update).detach() * out.similarities[:, None])
+        with adapted.disable_adapter():
+            assert_close(adapted.explain(**inputs, target="all").contributions, plain.contributions)
+        merged = adapted.merge_and_unload()
+        assert_close(merged.explain(**inputs, target="all").contributions, out.contributions)
+
+    def test_hooks_and_lower_precision(self):
+        model = proto_model(classifier_bias=True)
+        inputs = tiny_inputs(model)
+        model.classifier.register_forward_hook(lambda module, given, logits: 2 * logits)
+        out = model.explain(**inputs, target="all")
+        assert_close(out.contributions, 2 * model.classifier.weight.detach() * out.similarities[:, None])
+        assert_close(out.bias, 2 * model.classifier.bias.detach().expand(3, 3))
+        half = proto_model().to(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = half.explain(**tiny_inputs(half), target="all")
+        assert out.logits.dtype == torch.float32
+        assert torch.equal(out.contributions, half.classifier.weight.detach().float() * out.similarities[:, None])
+        assert out.residual.abs().max() < 1e-5
 
 
 class TestBadInput:

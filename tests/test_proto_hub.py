@@ -18,6 +18,7 @@ from bcos_transformers import (
     ProtoForSequenceClassification,
     load_bcos_model,
     push_to_hub,
+    train_last_layer_only,
 )
 from bcos_transformers.hub_folder import save_card
 from bcos_transformers.model_card import render_model_card
@@ -176,6 +177,7 @@ def test_every_commit_of_a_trainer_has_code_and_prototypes(hub, tokenizer, tmp_p
         disable_tqdm=True,
     )
     model = projected(tokenizer)
+    train_last_layer_only(model)
     trainer = Trainer(model, arguments, train_dataset=data, processing_class=tokenizer, callbacks=[BcosHubCallback()])
     trainer.train()
     trainer._finish_current_push()

@@ -10,6 +10,10 @@ from transformers import (
     GPT2Model,
     RobertaConfig,
     RobertaModel,
+    SqueezeBertConfig,
+    SqueezeBertModel,
+    ViTConfig,
+    ViTModel,
 )
 
 from bcos_transformers import ProtoForSequenceClassification, from_pretrained_bcos, from_pretrained_proto
@@ -93,6 +97,18 @@ def test_other_encoders_dtype_and_a_frozen_backbone(tmp_path):
     assert trained == {"prototypes", "token_attention", "classifier"}
 
 
+def test_an_encoder_that_calls_its_pooler_unasked(tmp_path):
+    sizes = {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    groups = {f"{name}_groups": 1 for name in ("q", "k", "v", "post_attention", "intermediate", "output")}
+    SqueezeBertModel(SqueezeBertConfig(vocab_size=60, **sizes, **groups)).save_pretrained(tmp_path / "encoder")
+    model = from_pretrained_proto(tmp_path / "encoder")
+    wanted = model(**batch()).logits
+    model.save_pretrained(tmp_path / "saved")
+    again = ProtoForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again(**batch()).logits, wanted)
+    assert not [name for name in model.state_dict() if "pooler" in name]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -122,3 +138,11 @@ def test_refused_checkpoints(tmp_path):
     GPT2Model(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="need an encoder"):
         from_pretrained_proto(tmp_path / "gpt2", bcos=True)
+
+
+def test_an_encoder_of_images_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path)
+    monkeypatch.setattr("bcos_transformers.prototypes.loading.AutoModel", None)
+    with pytest.raises(ValueError, match="text encoder, but ViTModel reads `pixel_values`"):
+        from_pretrained_proto(tmp_path)

@@ -1,11 +1,20 @@
 """proto-lm computes what its formulas say, pools real tokens only, and trains as it should."""
 
+import logging
+
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, Trainer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    LayoutLMConfig,
+    SqueezeBertConfig,
+    Trainer,
+    ViTConfig,
+    pipeline,
+)
 
-from bcos_transformers import ProtoForSequenceClassification
+from bcos_transformers import ProtoConfig, ProtoForSequenceClassification, train_last_layer_only
 from bcos_transformers.modeling.proto_losses import class_of_labels, cohesion_and_separation
 from conftest import training_arguments
 from contract import CHECKPOINTING, tiny_inputs
@@ -56,6 +65,20 @@ class TestFormulas:
         wanted = twin(model, inputs, CLASSES)
         output = model(**inputs, labels=torch.tensor(CLASSES))
         assert all(torch.allclose(output[n], v, rtol=1e-10, atol=1e-10) for n, v in wanted.items() if n in output)
+
+    @pytest.mark.parametrize("config_class", [SqueezeBertConfig, LayoutLMConfig])
+    def test_encoders_that_call_their_pooler_unasked(self, config_class):
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        if config_class is SqueezeBertConfig:
+            sizes |= {"embedding_size": 16, **{f"{name}_groups": 1 for name in ("q", "k", "v", "post_attention")}}
+            sizes |= {"intermediate_groups": 1, "output_groups": 1}
+        config = ProtoConfig(backbone_config=config_class(vocab_size=60, **sizes), num_prototypes=6, num_labels=3)
+        model = ProtoForSequenceClassification(config).double().eval()
+        inputs = tiny_inputs(model)
+        wanted = twin(model, inputs, CLASSES)
+        output = model(**inputs, labels=torch.tensor(CLASSES))
+        assert all(torch.allclose(output[n], v, rtol=1e-10, atol=1e-10) for n, v in wanted.items() if n in output)
+        assert not [name for name in model.state_dict() if "pooler" in name]
 
     def test_cohesion_pulls_the_farthest_and_separation_pushes_the_nearest(self):
         distances = torch.tensor([[1.0, 4.0, 2.0, 9.0, 7.0, 3.0]], requires_grad=True)
@@ -166,6 +189,33 @@ class TestErrors:
         with pytest.raises(ValueError, match="regression_bins"):
             model(**tiny_inputs(model), labels=torch.tensor(VALUES))
 
+    def test_encoders_that_read_no_texts(self):
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        config = ProtoConfig(backbone_config=ViTConfig(**sizes), num_prototypes=6)
+        with pytest.raises(ValueError, match="of a text encoder, but ViTModel reads `pixel_values`"):
+            ProtoForSequenceClassification(config)
+
+    @pytest.mark.parametrize("fields", [{}, BINS])
+    @pytest.mark.parametrize("count", [2, 4, 0])
+    def test_labels_of_another_length_than_the_batch(self, fields, count):
+        model = proto_model(**fields)
+        labels = torch.zeros(count, dtype=torch.float64 if fields else torch.long)
+        with pytest.raises(ValueError, match=rf"one a text: 3 texts, but labels of shape \({count},\)"):
+            model(**tiny_inputs(model), labels=labels)
+        column = torch.zeros(3, 1, dtype=labels.dtype)
+        assert torch.equal(
+            model(**tiny_inputs(model), labels=column).loss, model(**tiny_inputs(model), labels=column[:, 0]).loss
+        )
+
+    def test_an_empty_batch(self):
+        model = proto_model()
+        empty = torch.zeros(0, 9, dtype=torch.long)
+        for inputs in ({"input_ids": empty}, {"inputs_embeds": torch.zeros(0, 9, 16).double()}):
+            with pytest.raises(ValueError, match="The batch is empty"):
+                model(**inputs, attention_mask=empty, labels=empty[:, 0])
+        with pytest.raises(ValueError, match="is empty"):
+            model.explain(empty, empty)
+
     @pytest.mark.parametrize("labels", [[0, 1, 3], [-100, 1, 2], [0.0, 1.0, 2.0]])
     def test_labels_that_are_no_classes(self, labels):
         model = proto_model()
@@ -215,6 +265,33 @@ class TestTraining:
         output = torch.compile(model, backend="aot_eager")(**inputs)
         torch.testing.assert_close(output.loss, wanted.loss)
 
+    def test_training_that_moves_projected_prototypes_is_warned_of(self, tokenizer, caplog):
+        model = proto_model()
+        inputs = {**tiny_inputs(model), "labels": torch.tensor(CLASSES)}
+
+        def warned() -> bool:
+            logging.Logger.warning_once.cache_clear()
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                model(**inputs)
+                model(**inputs)
+            found = [r.getMessage() for r in caplog.records if "moves the prototypes away from" in r.getMessage()]
+            assert len(found) <= 1
+            return bool(found)
+
+        model.train()
+        assert not warned()  # no list yet
+        project(model, tokenizer)
+        assert warned()
+        model.eval()
+        assert not warned()
+        model.train()
+        model.requires_grad_(False)
+        model.prototypes.requires_grad_(True)
+        assert warned()
+        train_last_layer_only(model)
+        assert not warned()
+
     def test_resized_embeddings(self):
         model = proto_model(distance="cosine")
         inputs = tiny_inputs(model)
@@ -255,6 +332,7 @@ class TestStockTools:
     def test_trainer(self, data, tokenizer, tmp_path):
         model = proto_model(id2label=NAMES).float()
         project(model, tokenizer)
+        train_last_layer_only(model)
         arguments = training_arguments(
             tmp_path, save_strategy="epoch", num_train_epochs=1, gradient_accumulation_steps=2
         )
@@ -278,6 +356,8 @@ class TestStockTools:
         with torch.no_grad():
             logits = model(**tokenizer([TEXTS[0]], return_tensors="pt")).logits[0]
         assert found["label"] == NAMES[logits.argmax().item()]
+        with pytest.raises(TypeError, match=r'pipeline\("text-classification"\).*ProtoExplainer'):
+            pipeline("bcos-text-classification", model=model, tokenizer=tokenizer)
         regression = proto_model(**BINS).float()
         (value,) = pipeline("text-classification", model=regression, tokenizer=tokenizer)([TEXTS[0]])
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """Projection: against a slow search with loops; distinctness, ties, streaming, reloading, refusals."""
 
+import io
 import math
 
 import pytest
@@ -238,6 +239,20 @@ def test_long_texts_are_cut_to_what_the_model_takes(encoder, tokenizer):
 def test_silent_where_there_is_no_terminal(tokenizer, capfd):
     project_prototypes(proto_model(), rows(), tokenizer)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_progress_bar_on_a_terminal(tokenizer, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    project_prototypes(proto_model(), rows(), tokenizer)
+    shown = terminal.getvalue()
+    assert "Projection" in shown
+    assert "0/60" in shown
+    assert not shown.rpartition("\r")[2].strip()  # it goes when it is done
 
 
 class TestInitialisation:

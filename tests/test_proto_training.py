@@ -5,9 +5,10 @@ import logging
 
 import pytest
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from bcos_transformers import (
+    BcosHubCallback,
     ProtoForSequenceClassification,
     ProtoProjectionCallback,
     from_pretrained_bcos,
@@ -15,23 +16,10 @@ from bcos_transformers import (
     regression_bins,
     train_last_layer_only,
 )
+from bcos_transformers.modeling.proto_losses import class_of_labels
 from conftest import training_arguments
 from contract import CHECKPOINTING
-from proto_training_toys import embedding, proto_model, rows, scores, tokenized
-
-
-def train(model, tokenizer, folder, callbacks=(), resume=None, data=None, optimizer=None, **overrides) -> Trainer:
-    trainer = Trainer(
-        model,
-        training_arguments(folder, **{"max_steps": 8, "learning_rate": 5e-3, **overrides}),
-        DataCollatorWithPadding(tokenizer),
-        tokenized(data or rows(), tokenizer),
-        eval_dataset=tokenized(rows(8), tokenizer),
-        callbacks=list(callbacks),
-        optimizers=(optimizer, None),
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
+from proto_training_toys import embedding, proto_model, rows, scores, train
 
 
 class Watch(TrainerCallback):
@@ -143,6 +131,18 @@ def test_the_best_checkpoint_may_be_older_than_the_projection(best, again, token
     assert [f"checkpoint-{best}, is older" in record.getMessage() for record in caplog.records] == [True] * again
 
 
+@pytest.mark.parametrize("hub_last", [True, False])
+def test_the_hub_callback_stands_after_the_projection(hub_last, tokenizer, tmp_path):
+    callbacks = [ProtoProjectionCallback(rows(), tokenizer), BcosHubCallback()]
+    model = proto_model()
+    options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    train(model, tokenizer, tmp_path, callbacks if hub_last else callbacks[::-1], **options)
+    listed = tmp_path / "prototypes.jsonl"  # what an upload of the last step takes
+    assert listed.exists() == hub_last
+    if hub_last:
+        assert [json.loads(line) for line in listed.read_text().splitlines()] == model.config.prototypes
+
+
 def test_an_early_stop_projects_too(tokenizer, tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -239,14 +239,28 @@ class TestRegressionBins:
         targets = [0.0] * 50 + [0.25] * 2 + [0.5] + [1.0]
         bins = regression_bins(targets, 4)
         assert bins == {"regression_boundaries": [0.125, 0.375, 0.75], "regression_values": [0.0, 0.25, 0.5, 1.0]}
-        narrow = regression_bins([1.0, 1.0 + 2**-52], 2)
-        assert narrow["regression_boundaries"] == [1.0 + 2**-52]  # which belongs to the upper bin
+        narrow = regression_bins([1.0, 1.0 + 2**-23], 2)
+        assert narrow["regression_boundaries"] == [1.0 + 2**-23]  # which belongs to the upper bin
+
+    @pytest.mark.parametrize(
+        ("targets", "count"),
+        [
+            ([1.0, 1.0 + 1e-12, 2.0], 2),
+            ([1.0, 1.0 + 2**-23, 1.0 + 2**-22], 3),
+            ([0.1, 0.2, 0.3, 0.3 + 1e-9, 16777216.0, 16777217.0, 16777218.0], 5),
+        ],
+    )
+    def test_no_bin_is_empty_for_the_model_which_compares_in_float32(self, targets, count):
+        boundaries = torch.tensor(regression_bins(targets, count)["regression_boundaries"], dtype=torch.float64)
+        found = class_of_labels(torch.tensor(targets, dtype=torch.float64), boundaries)
+        assert found.unique().tolist() == list(range(count))
 
     def test_refused(self):
-        for targets in ([], [1.0, 1.0, 2.0]):
+        for targets in ([], [1.0, 1.0, 2.0], [1.0, 1.0 + 1e-12, 2.0]):
             with pytest.raises(ValueError, match="3 bins need as many distinct targets"):
                 regression_bins(targets, 3)
-        with pytest.raises(ValueError, match="finite"):
-            regression_bins([1.0, float("nan")], 1)
+        for value in (float("nan"), 1e300):
+            with pytest.raises(ValueError, match="finite numbers in float32"):
+                regression_bins([1.0, value], 1)
         with pytest.raises(ValueError, match="`count`"):
             regression_bins([1.0], 0)

@@ -10,6 +10,7 @@ import torch
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
 from bcos_transformers.modeling.bcos_eval_mode import evaluation_mode
 from bcos_transformers.modeling.proto_losses import distances_and_similarities
+from bcos_transformers.prototypes.texts import NO_LIMIT, position_limit
 
 COUNTS = (1, 2, 5)
 Interval = tuple[float, float, float]
@@ -125,7 +126,7 @@ def faithfulness_of_texts(
         model: a `ProtoForSequenceClassification`; comes out as it was.
         tokenizer: its tokenizer.
         texts: the texts.
-        max_length: longer ones are cut to so many tokens.
+        max_length: tokens a text may have; at most what model and tokenizer permit, which is the default.
         batch_size: texts a forward pass.
         **options: see `prototype_faithfulness`.
 
@@ -133,12 +134,11 @@ def faithfulness_of_texts(
         ValueError: no text, or see `prototype_faithfulness`.
     """
     pooled = pooled_embeddings(model, tokenizer, texts, max_length=max_length, batch_size=batch_size)
-    config, layer = model.config, model.classifier
+    config = model.config
     prototypes = model.prototypes.detach().cpu().double()
     similarities = distances_and_similarities(pooled.double(), prototypes, config.distance, config.epsilon)[1]
-    return prototype_faithfulness(
-        layer.weight.detach(), similarities, None if layer.bias is None else layer.bias.detach(), **options
-    )
+    weight, bias = model.last_layer(pooled.to(model.prototypes.device))
+    return prototype_faithfulness(weight, similarities, bias, **options)
 
 
 def pooled_embeddings(
@@ -146,12 +146,16 @@ def pooled_embeddings(
 ) -> torch.Tensor:
     """`(texts, hidden)` on the CPU: what a model with prototypes compares with them, in evaluation mode.
 
+    Texts are cut to `max_length` tokens; at most what model and tokenizer permit, which is the default.
+
     Raises:
         ValueError: no text.
     """
     texts = list(texts)
     if not texts:
         raise ValueError("At least one text is needed, got none.")
+    limits = (max_length, position_limit(model), tokenizer.model_max_length)
+    max_length = min((n for n in limits if n is not None and n < NO_LIMIT), default=None)
     found = []
     with torch.inference_mode(), evaluation_mode(model):
         for begin in range(0, len(texts), batch_size):

@@ -41,7 +41,7 @@ class ProtoProjectionCallback(TrainerCallback, ExportableState):
     Raises:
         TypeError: an unknown option; when training begins: a model without prototypes.
         ValueError: `project_at` outside (0, 1]; when training begins: whatever `project_prototypes` would refuse, or a way of
-            training that cannot freeze parameters midway.
+            training that cannot freeze parameters midway or that bypasses the model's loss.
 
     Example:
         >>> callback = ProtoProjectionCallback(rows, tokenizer, project_at=0.8)
@@ -80,6 +80,11 @@ class ProtoProjectionCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._texts(model).check()
+        if args.label_smoothing_factor:
+            raise ValueError(
+                f"With label_smoothing_factor={args.label_smoothing_factor} the Trainer computes a loss of its own, without "
+                "cohesion and separation. Leave it at 0."
+            )
         _check_parallelism(args, model, last_layer_follows=self._step(state) < state.max_steps)
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step > 0 else None
         if isinstance(saved, list):
@@ -91,6 +96,9 @@ class ProtoProjectionCallback(TrainerCallback, ExportableState):
             self._freeze(model)
         elif model.prototypes.requires_grad:
             model.config.prototypes = None  # of an earlier projection: they are about to move
+        elif model.config.prototypes is not None:  # a second training, of the last layer: they stay what they are
+            self.prototypes, self.projected_at = model.config.prototypes, state.global_step
+            self._projected = model.prototypes.detach().clone()
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         # Before the Trainer evaluates and saves.

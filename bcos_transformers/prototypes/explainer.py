@@ -166,7 +166,7 @@ class ProtoExplainer:
 
     def _weights(self, out: ProtoExplanation, contrast: Any) -> torch.Tensor:
         """`(batch, prototypes)`, the weight of each similarity in the explained quantity."""
-        weight = self.model.classifier.weight.detach().to(out.similarities)
+        weight, _ = self.model.last_layer(out.similarities)
         weights = weight[out.target[:, 0]]
         if contrast is None:
             return weights.double()

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bcos_transformers.conversion import (
@@ -16,7 +16,7 @@ from bcos_transformers.conversion import (
     from_pretrained_bcos,
 )
 from bcos_transformers.modeling.configuration_proto import BCOS_BACKBONES, ProtoConfig
-from bcos_transformers.modeling.modeling_proto import ProtoForSequenceClassification
+from bcos_transformers.modeling.modeling_proto import ProtoForSequenceClassification, check_reads_texts
 from bcos_transformers.registration import ARCHITECTURES
 
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
@@ -74,6 +74,9 @@ def from_pretrained_proto(
 
     config = AutoConfig.from_pretrained(name_or_path, **hub, **({} if converts else encoder_fields))
     ProtoConfig(backbone_config=config, **proto)  # refuses what is invalid before weights are loaded
+    if type(config) in MODEL_MAPPING:
+        encoder_class = MODEL_MAPPING[type(config)]
+        check_reads_texts(encoder_class[0] if isinstance(encoder_class, tuple) else encoder_class)
     if converts:
         encoder = from_pretrained_bcos(name_or_path, task="base", **encoder_fields, **loading)
     else:
@@ -152,7 +155,7 @@ def _with_prototypes(encoder: PreTrainedModel, fields: dict[str, Any]) -> ProtoF
     with torch.device("meta"):  # a second encoder, which is not needed, costs nothing there
         model = ProtoForSequenceClassification(config)
     if isinstance(getattr(encoder, "pooler", None), torch.nn.Module):
-        encoder.pooler = None
+        encoder.pooler = torch.nn.Identity()
     model.backbone, model.config.backbone_config = encoder, encoder.config
     for new in (model.token_attention, model.classifier):
         new.to_empty(device=encoder.device).to(encoder.dtype)

@@ -29,7 +29,8 @@ def project_prototypes(
     The search is exact and streams over the data set: memory holds a chunk of it, the nearest candidates of each
     prototype, and 16 bytes a text to tell which ones are the same. No two prototypes of a class become the same text,
     where texts of the same tokens are one: the smallest distance of all is served first, equal ones in the order of
-    prototypes, then of rows. Nothing is changed if it fails.
+    prototypes, then of rows. Nothing is changed if it fails. Training that goes on must leave prototypes, token attention and
+    encoder as they are, see `train_last_layer_only`: else they are those texts no longer.
 
     Args:
         model: its `prototypes` and `config.prototypes` are set.

@@ -270,6 +270,11 @@ def check_model(model: Any) -> None:
     Raises:
         TypeError: it is of another class.
     """
+    if hasattr(model, "get_base_model"):
+        raise TypeError(
+            f"{type(model).__name__} holds adapters, of which prototypes are no part: merge them first (peft: "
+            "`model = model.merge_and_unload()`)."
+        )
     # By name: a model whose code came from the Hub has a class of its own.
     if type(model).__name__ != ProtoForSequenceClassification.__name__ and not isinstance(
         model, ProtoForSequenceClassification

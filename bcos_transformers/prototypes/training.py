@@ -15,7 +15,8 @@ def regression_bins(targets: Iterable[float], count: int) -> dict[str, list[floa
     """Quantile bins of training targets, which play the part of the classes of a regression.
 
     Boundaries lie midway between two targets, as near to the quantiles as equal targets permit, so that every bin has a
-    target and rounding does not move one to another bin.
+    target and rounding does not move one to another bin. Targets that are equal in float32, in which bins are told apart,
+    count as equal.
 
     Args:
         targets: those of the training set.
@@ -26,7 +27,7 @@ def regression_bins(targets: Iterable[float], count: int) -> dict[str, list[floa
         `regression_values` (the mean target of each bin).
 
     Raises:
-        ValueError: targets that are not finite, or fewer distinct ones than bins.
+        ValueError: targets that are not finite in float32, or fewer distinct ones than bins.
 
     Example:
         >>> regression_bins([1, 2, 3, 4], 2)
@@ -35,13 +36,16 @@ def regression_bins(targets: Iterable[float], count: int) -> dict[str, list[floa
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"`count` must be an integer of at least 1, got {count!r}.")
     values = sorted(float(target) for target in targets)
-    if not all(map(math.isfinite, values)):
-        raise ValueError("Targets must be finite numbers, but some are NaN or infinite.")
-    gaps = [i for i in range(1, len(values)) if values[i - 1] < values[i]]
+    rounded = _float32(values)
+    if not all(map(math.isfinite, rounded)):
+        raise ValueError(
+            "Targets must be finite numbers in float32, but some are NaN, infinite or larger than 3.4e38."
+        )
+    gaps = [i for i in range(1, len(values)) if rounded[i - 1] < rounded[i]]
     if not values or len(gaps) + 1 < count:
         raise ValueError(
-            f"{count} bins need as many distinct targets, but there are {len(gaps) + 1 if values else 0} of them: give "
-            "a smaller `count`."
+            f"{count} bins need as many distinct targets, but there are {len(gaps) + 1 if values else 0} of them in "
+            "float32: give a smaller `count`."
         )
     cuts: list[int] = []  # places in `gaps`
     for i in range(1, count):
@@ -52,8 +56,13 @@ def regression_bins(targets: Iterable[float], count: int) -> dict[str, list[floa
     boundaries = []
     for low, high in zip(bins, bins[1:], strict=False):
         middle = low[-1] + (high[0] - low[-1]) / 2
-        boundaries.append(middle if middle > low[-1] else high[0])
+        below, between = _float32([low[-1], middle])
+        boundaries.append(middle if below < between else high[0])
     return {"regression_boundaries": boundaries, "regression_values": [math.fsum(one) / len(one) for one in bins]}
+
+
+def _float32(values: list[float]) -> list[float]:
+    return torch.tensor(values, dtype=torch.float64).float().tolist()
 
 
 @torch.no_grad()
