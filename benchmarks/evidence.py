@@ -111,8 +111,9 @@ def main() -> None:
     parser.add_argument(
         "--teach-masked", action="store_true", help="the recipe with the teacher asked about masked texts too"
     )
+    parser.add_argument("--b", type=float, default=RECIPE.b, help="another B than the recipe's")
     args = parser.parse_args()
-    args.recipe = SEARCHED if args.teach_masked else RECIPE
+    args.recipe = dataclasses.replace(SEARCHED if args.teach_masked else RECIPE, b=args.b)
     transformers.logging.set_verbosity_error()
     for name, step in (("train", train), ("measure", measure), ("report", report)):
         if args.only in (None, name):

@@ -55,6 +55,8 @@ def report(args: argparse.Namespace) -> None:
         "all test texts for accuracies. The recipe is that of [recipe.md](recipe.md)"
         + (", with the teacher asked about masked texts too." if args.teach_masked else "."),
         "",
+        "What the tables say, and what they do not: [evidence-discussion.md](evidence-discussion.md).",
+        "",
         "## Accuracy",
         "",
         *accuracy_table(args),

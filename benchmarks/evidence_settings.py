@@ -114,6 +114,7 @@ def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> Faithfulness
         models["conventional, masked"] = str(args.runs / masked_conventional(task, seed).key)
     # Cells of different budgets and recipes have files of their own, so that none replaces another.
     kind = ("full" if args.full else "small") + ("" if args.recipe == RECIPE else "-other-recipe")
+    kind += f"-b{args.recipe.b:g}" if args.recipe.b != RECIPE.b else ""
     output = args.runs / f"faithfulness-{kind}" / f"{task}-seed{seed}"
     methods = budget.methods if seed == 0 else budget.more_seeds
     return FaithfulnessBenchmark(models, examples_of(task, args.data, POOL * budget.pairs), output, methods, settings)
