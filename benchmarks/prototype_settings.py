@@ -45,7 +45,9 @@ MAIN = {
     "AG News": [Setting("ag_news")],
     "SST-2, cosine": [Setting("sst2", seed, "cosine", prototype_lr=5e-4) for seed in (0, 1, 2)],
     "SST-2, B-cos encoder, cosine": [Setting("sst2", 0, "cosine", prototype_lr=5e-4, bcos=True)],
-    "SST treebank scores (regression)": [Setting(TREEBANK)],
+    "SST treebank scores (regression)": [
+        Setting(TREEBANK, epochs=8)
+    ],  # few texts: after three the plain encoder has learned nothing,
 }
 ABLATION = {
     "as above": SMALL,
@@ -63,9 +65,11 @@ ABLATION = {
 }
 
 
-def plain_folder(task: str, seed: int, runs: Path) -> Path:
+def plain_folder(setting: Setting, runs: Path) -> Path:
     """Where the plain fine-tune is."""
-    return runs / (f"plain-{TREEBANK}-seed{seed}" if task == TREEBANK else conventional(task, seed).key)
+    if setting.task == TREEBANK:
+        return runs / f"plain-{TREEBANK}-seed{setting.seed}-epochs{setting.epochs}"
+    return runs / conventional(setting.task, setting.seed).key
 
 
 def bcos_run(setting: Setting) -> Finetuning:

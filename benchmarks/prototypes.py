@@ -41,7 +41,7 @@ from bcos_transformers.evaluation.prototypes import pooled_embeddings
 from finetuning import TASKS, conventional, load_task, run
 from prototype_report import report
 from prototype_results import measure, regression_scores, state_of
-from prototype_settings import ABLATION, EPOCHS, MAIN, TREEBANK, Setting, bcos_run, plain_folder
+from prototype_settings import ABLATION, MAIN, TREEBANK, Setting, bcos_run, plain_folder
 
 
 def rows_of(task: str, data: Path, train_texts: int | None = None) -> dict[str, Dataset]:
@@ -75,9 +75,9 @@ def arguments(folder: Path, seed: int, lr: float, epochs: int) -> TrainingArgume
     )
 
 
-def train_plain_regression(seed: int, data: Path, folder: Path) -> dict:
+def train_plain_regression(setting: Setting, data: Path, folder: Path) -> dict:
     """The plain encoder on the treebank's scores."""
-    set_seed(seed)
+    set_seed(setting.seed)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     rows = rows_of(TREEBANK, data)
     tokens = {
@@ -87,7 +87,7 @@ def train_plain_regression(seed: int, data: Path, folder: Path) -> dict:
     model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)
     trainer = Trainer(
         model,
-        arguments(folder, seed, 5e-5, EPOCHS),
+        arguments(folder, setting.seed, setting.lr, setting.epochs),
         DataCollatorWithPadding(tokenizer),
         tokens["train"],
         processing_class=tokenizer,
@@ -172,12 +172,12 @@ def run_setting(setting: Setting, data: Path, runs: Path) -> None:
         print(f"{setting.key}: {result['scores']}", flush=True)  # noqa: T201
 
 
-def run_plain(task: str, seed: int, data: Path, runs: Path) -> None:
+def run_plain(setting: Setting, data: Path, runs: Path) -> None:
     """The plain fine-tune."""
-    if task != TREEBANK:
-        run(conventional(task, seed), data, runs, wait=False)
+    if setting.task != TREEBANK:
+        run(conventional(setting.task, setting.seed), data, runs, wait=False)
         return
-    folder = plain_folder(task, seed, runs)
+    folder = plain_folder(setting, runs)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -185,7 +185,7 @@ def run_plain(task: str, seed: int, data: Path, runs: Path) -> None:
         except BlockingIOError:
             return
         if not (folder / "result.json").exists():
-            result = train_plain_regression(seed, data, folder)
+            result = train_plain_regression(setting, data, folder)
             (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -201,7 +201,7 @@ def main() -> None:
     if args.only != "report":
         for setting in [*(one for group in MAIN.values() for one in group), *ABLATION.values()]:
             if setting.train_texts is None:
-                run_plain(setting.task, setting.seed, args.data, args.runs)
+                run_plain(setting, args.data, args.runs)
             if setting.bcos and run(bcos_run(setting), args.data, args.runs, wait=False) is None:
                 continue
             run_setting(setting, args.data, args.runs)
