@@ -93,8 +93,8 @@ def train_plain_regression(setting: Setting, data: Path, folder: Path) -> dict:
         processing_class=tokenizer,
     )
     trainer.train()
-    predicted = trainer.predict(tokens["test"]).predictions.squeeze(-1)
-    return {"scores": regression_scores(predicted, rows["test"]["label"])}
+    output = trainer.predict(tokens["test"])  # in the order of lengths
+    return {"scores": regression_scores(output.predictions.squeeze(-1), output.label_ids.tolist())}
 
 
 def train_prototypes(setting: Setting, data: Path, runs: Path, folder: Path) -> dict:
