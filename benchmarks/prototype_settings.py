@@ -45,7 +45,8 @@ MAIN = {
     "AG News": [Setting("ag_news")],
     "SST-2, cosine": [Setting("sst2", seed, "cosine", prototype_lr=5e-4) for seed in (0, 1, 2)],
     "SST-2, B-cos encoder, cosine": [Setting("sst2", 0, "cosine", prototype_lr=5e-4, bcos=True)],
-    "SST treebank scores (regression)": [Setting(TREEBANK, epochs=8)],  # few texts,
+    "SST treebank scores (regression)": [Setting(TREEBANK, epochs=8)],
+    "SST treebank scores (regression), cosine": [Setting(TREEBANK, 0, "cosine", prototype_lr=5e-4, epochs=8)],
 }
 ABLATION = {
     "as above": SMALL,
