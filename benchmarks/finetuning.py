@@ -201,19 +201,22 @@ def _build(setting: Setting, task: Task, teacher: Path | None) -> torch.nn.Modul
     )
 
 
-def _train(setting, model, rows, tokenizer, folder, teacher, epochs, label_free=False) -> Trainer:
-    arguments = TrainingArguments(
+def training_arguments(
+    folder: Path, seed: int, learning_rate: float, epochs: int, texts_at_once: int = 32
+) -> TrainingArguments:
+    """What all fine-tuning of the benchmarks has in common: batches of 32, AdamW, warm-up, bf16 autocast."""
+    return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        learning_rate=setting.lr,
-        per_device_train_batch_size=TASKS[setting.task].texts_at_once,
-        gradient_accumulation_steps=32 // TASKS[setting.task].texts_at_once,
-        per_device_eval_batch_size=TASKS[setting.task].texts_at_once,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=texts_at_once,
+        gradient_accumulation_steps=32 // texts_at_once,
+        per_device_eval_batch_size=texts_at_once,
         weight_decay=0.01,
         warmup_steps=0.1,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
-        seed=setting.seed,
+        seed=seed,
         train_sampling_strategy="group_by_length",
         save_strategy="no",
         optim="adamw_torch_fused",
@@ -221,6 +224,10 @@ def _train(setting, model, rows, tokenizer, folder, teacher, epochs, label_free=
         logging_strategy="no",
         disable_tqdm=True,
     )
+
+
+def _train(setting, model, rows, tokenizer, folder, teacher, epochs, label_free=False) -> Trainer:
+    arguments = training_arguments(folder, setting.seed, setting.lr, epochs, TASKS[setting.task].texts_at_once)
     collator = MaskingCollator(tokenizer, setting.mask_share)
     callbacks = [collator]
     if setting.distil:

@@ -25,7 +25,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -38,7 +37,7 @@ from bcos_transformers import (
     train_last_layer_only,
 )
 from bcos_transformers.evaluation.prototypes import pooled_embeddings
-from finetuning import TASKS, conventional, load_task, run
+from finetuning import TASKS, conventional, load_task, run, training_arguments
 from prototype_report import report
 from prototype_results import measure, regression_scores, state_of
 from prototype_settings import ABLATION, MAIN, TREEBANK, Setting, bcos_run, plain_folder
@@ -54,27 +53,6 @@ def rows_of(task: str, data: Path, train_texts: int | None = None) -> dict[str, 
     return {"train": rows.select(range(1500)), "test": rows.select(range(1700, len(rows)))}
 
 
-def arguments(folder: Path, seed: int, lr: float, epochs: int) -> TrainingArguments:
-    """The same for both kinds of models."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=epochs,
-        learning_rate=lr,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=32,
-        weight_decay=0.01,
-        warmup_steps=0.1,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        train_sampling_strategy="group_by_length",
-        save_strategy="no",
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-
-
 def train_plain_regression(setting: Setting, data: Path, folder: Path) -> dict:
     """The plain encoder on the treebank's scores."""
     set_seed(setting.seed)
@@ -87,7 +65,7 @@ def train_plain_regression(setting: Setting, data: Path, folder: Path) -> dict:
     model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)
     trainer = Trainer(
         model,
-        arguments(folder, setting.seed, setting.lr, setting.epochs),
+        training_arguments(folder, setting.seed, setting.lr, setting.epochs),
         DataCollatorWithPadding(tokenizer),
         tokens["train"],
         processing_class=tokenizer,
@@ -130,7 +108,7 @@ def train_prototypes(setting: Setting, data: Path, runs: Path, folder: Path) -> 
 
     def train(learning_rate: float, epochs: int) -> None:
         groups = prototype_parameter_groups(model, learning_rate, setting.prototype_lr, weight_decay=0.01)
-        args = arguments(folder, setting.seed, learning_rate, epochs)
+        args = training_arguments(folder, setting.seed, learning_rate, epochs)
         optimizer = torch.optim.AdamW(groups)
         collator = DataCollatorWithPadding(tokenizer)
         Trainer(

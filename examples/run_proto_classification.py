@@ -44,7 +44,6 @@ from bcos_transformers import (
     initialize_prototypes,
     match_output_scales,
     prototype_parameter_groups,
-    push_to_hub,
     regression_bins,
 )
 from bcos_transformers.evaluation.correlation import spearman
@@ -53,12 +52,12 @@ from bcos_transformers.evaluation.prototypes import (
     prototype_faithfulness,
     share_of_prototypes_that_keep_accuracy,
 )
-from bcos_transformers.explanations.html import render_html
 from bcos_transformers.hub_folder import save_card
 from bcos_transformers.model_card import CardFacts, conversion_in_words
 from bcos_transformers.modeling.proto_losses import distances_and_similarities
 from classification_arguments import CONVENTIONAL
 from classification_data import Data, DataArguments
+from classification_output import push, write_page
 from proto_arguments import ProtoArguments, ProtoTrainingArguments, check_arguments, setup_in_words
 from proto_data import load_proto_data
 from run_classification import EMBEDDED, METRIC, default_model, tokenize
@@ -340,9 +339,7 @@ def main() -> None:
     explanations = explainer([row["text"] for row in rows[:count]])
     for explanation in explanations[: data_args.explain_samples]:
         console.print(explanation.to_terminal(), "")
-    page = output / "explanations.html"
-    shown = explanations[: data_args.explain_html_samples]
-    page.write_text(render_html(shown, title=f"Explanations of {output.name}"), encoding="utf-8")
+    page = write_page(output, explanations[: data_args.explain_html_samples])
 
     facts = CardFacts(
         name=args.hub_model_id or output.name,
@@ -360,17 +357,7 @@ def main() -> None:
     save_card(output, model, facts, explanations[:3])
     console.print(f"Model, code, prototypes and card: {output}\nExplanations: {page}", highlight=False)
     if args.push_to_hub:
-        commit = push_to_hub(
-            model,
-            tokenizer,
-            trainer.hub_model_id,
-            facts=facts,
-            explanations=explanations[:3],
-            private=args.hub_private_repo,
-            token=args.hub_token,
-            revision=args.hub_revision,
-        )
-        console.print(f"Pushed: {commit.commit_url}", highlight=False)
+        push(model, tokenizer, trainer.hub_model_id, args, facts, explanations[:3], console)
 
 
 if __name__ == "__main__":
