@@ -31,9 +31,9 @@ class Budget:
 
 SMALL = {
     "sst2": Budget(60, 20, [*QUICK, *SLOW], MAIN),
-    "hatexplain": Budget(60, 20, QUICK, MAIN),
-    "ag_news": Budget(60, 20, QUICK),
-    "imdb": Budget(10, 10, QUICK),
+    "hatexplain": Budget(60, 20, [*QUICK, *SLOW], MAIN),
+    "ag_news": Budget(60, 20, [*QUICK, *SLOW[:-2]]),
+    "imdb": Budget(10, 10, [*QUICK, *SLOW[:-2]]),
 }
 FULL = {
     "sst2": Budget(200, 100, [*QUICK, *SLOW], [*QUICK, *SLOW]),

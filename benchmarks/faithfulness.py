@@ -4,7 +4,7 @@
         --model conventional=runs/reviews/_conventional --model B-cos=runs/reviews
 
 Without arguments the models of `examples/run_classification.py --compare` on the embedded reviews. Writes `table.csv`,
-`table.md`, `table.tex`, `records.jsonl` and `faithfulness.png` into `--output`. Interrupted, it goes on where it stopped.
+`table.md`, `table.tex`, `differences.csv`, `records.jsonl` and `faithfulness.png` into `--output`. Interrupted, it goes on where it stopped.
 On several processes, with the same result: `accelerate launch --multi_gpu --num_processes 2 benchmarks/faithfulness.py …`,
 which works without a GPU too (`--cpu` starts one process, whatever the number). Cells are the same to the last digit where
 each process has as many threads, `OMP_NUM_THREADS=1`.

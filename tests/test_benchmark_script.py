@@ -81,7 +81,7 @@ def test_two_processes_give_the_cells_of_one(tmp_path, folders):
     assert printed.count("| model | method |") == 1  # one report
     assert printed.count("\n| ") == 11
     assert {path.name for path in (tmp_path / "two").iterdir() if path.is_file()} == {
-        *("table.csv", "table.md", "table.tex", "records.jsonl", "faithfulness.png")
+        *("table.csv", "table.md", "table.tex", "records.jsonl", "faithfulness.png", "differences.csv")
     }
 
 

@@ -19,7 +19,7 @@ from conftest import bcos_model, make_tokenizer
 from contract import tiny_model
 
 TWO = ("--methods", "bcos", "--methods", "random")
-FILES = {"table.csv", "table.md", "table.tex", "records.jsonl", "faithfulness.png", "cells"}
+FILES = {"table.csv", "table.md", "table.tex", "records.jsonl", "faithfulness.png", "differences.csv", "cells"}
 
 
 @pytest.fixture(scope="module")

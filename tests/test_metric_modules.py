@@ -44,6 +44,9 @@ def test_perturbation(tokenizer):
     assert found["comprehensiveness_interval"] == list(bootstrap_interval([values], resamples=500)[1:])
     assert [record["sufficiency"] for record in found["records"]] == [score.sufficiency for score in direct]
     assert found["normalized_comprehensiveness"] == pytest.approx(1.0)  # the weights themselves are the best ranking
+    assert found["normalized_comprehensiveness_interval"] == pytest.approx([1.0, 1.0])
+    low, high = found["normalized_sufficiency_interval"]
+    assert low <= found["normalized_sufficiency"] <= high
     assert found["random_comprehensiveness"] < found["best_comprehensiveness"]
     again = metric.compute(
         predictions=scores, references=texts, model=model, tokenizer=tokenizer, search_budget=100, resamples=500

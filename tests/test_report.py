@@ -13,7 +13,7 @@ from bcos_transformers.evaluation.bootstrap import bootstrap_interval
 from bcos_transformers.evaluation.report import failures, figure, latex, markdown, table, write_report
 
 NAMES = ("comprehensiveness", "sufficiency", "log_odds", "aopc_comprehensiveness", "aopc_sufficiency")
-FILES = {"table.csv", "table.md", "table.tex", "records.jsonl", "faithfulness.png"}
+FILES = {"table.csv", "table.md", "table.tex", "records.jsonl", "faithfulness.png", "differences.csv"}
 
 
 def cell(model: str, method: str, comprehensiveness, sufficiency=None, **fields) -> dict:
@@ -84,7 +84,8 @@ def test_without_random_or_search_nothing_is_normalized(without):
     text = markdown(table([*CELLS]))
     header, _, *rows = lines_of(text)
     place = header.index("comp. norm. ↑")
-    assert [row[place] for row in rows] == ["77", "0", "87", "–"]
+    assert [row[place].split(" ± ")[0] for row in rows] == ["76.9", "0.0", "87.2", "–"]
+    assert rows[1][place] == "0.0 ± 0.0"  # the end of the scale
 
 
 def test_markdown_shows_only_columns_that_have_numbers():

@@ -98,7 +98,7 @@ def evaluate(
 
     --faithfulness also measures how faithful the explanations are, beside those of post-hoc methods: comprehensiveness,
     sufficiency, the sequence pointing game, agreement with rationales, cost. It writes table.csv, table.md, table.tex,
-    records.jsonl and faithfulness.png, and goes on where it was interrupted.
+    differences.csv, records.jsonl and faithfulness.png, and goes on where it was interrupted.
     """
     options = {
         **{"--against": against, "--methods": methods, "--rationale-column": rationale_column},

@@ -22,8 +22,13 @@ def bootstrap_interval(
     center = 0.0
     for group in groups:
         values = torch.tensor(group, dtype=torch.float64)
-        drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
+        drawn = resamples_of(len(values), resamples, generator)
         means += values[drawn].mean(-1) / len(groups)
         center += values.mean().item() / len(groups)
     low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return center, low, high
+
+
+def resamples_of(count: int, resamples: int, generator: torch.Generator) -> torch.Tensor:
+    """Indices `(resamples, count)`, drawn with replacement."""
+    return torch.randint(count, (resamples, count), generator=generator)

@@ -13,7 +13,7 @@ from bcos_transformers.evaluation.baselines import METHODS
 from bcos_transformers.evaluation.benchmark_cells import write_whole
 from bcos_transformers.evaluation.benchmark_settings import SEARCH
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
-from bcos_transformers.evaluation.perturbation import normalized
+from bcos_transformers.evaluation.comparison import all_differences, bounds, normalized_interval
 from bcos_transformers.extras import require
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def table(cells: Sequence[dict[str, Any]]) -> Any:
     """One line for every cell, as a pandas data frame.
 
     Columns: model, method, texts, accuracy; means of the perturbation metrics, of SeqPG and of agreement with rationales,
-    each with `…_low` and `…_high` (95 % bootstrap interval over texts); `normalized_…`; `residual` (the largest
+    and `normalized_…`, each with `…_low` and `…_high` (95 % bootstrap interval over texts); `residual` (the largest
     |explained − Σ scores| over the largest |score|); `cost` in forward passes; `seconds` a text; `error`, why a cell has
     no numbers.
 
@@ -52,14 +52,15 @@ def table(cells: Sequence[dict[str, Any]]) -> Any:
         ImportError: pandas is not installed.
     """
     pandas = require("pandas", "eval")
-    bounds = {model: _bounds([c for c in cells if c["model"] == model]) for model in {c["model"] for c in cells}}
-    lines = [_line(cell, bounds[cell["model"]]) for cell in cells]
+    ends = {model: bounds([c for c in cells if c["model"] == model]) for model in {c["model"] for c in cells}}
+    lines = [_line(cell, ends[cell["model"]]) for cell in cells]
     return pandas.DataFrame(lines)
 
 
 def write_report(cells: Sequence[dict[str, Any]], output: str | Path, caption: str = "") -> Any:
-    """Writes `table.csv`, `table.md`, `table.tex`, `records.jsonl` and, with matplotlib, `faithfulness.png`.
+    """Writes `table.csv`, `table.md`, `table.tex`, `differences.csv`, `records.jsonl`, and with matplotlib `faithfulness.png`.
 
+    `differences.csv` is `all_differences`: how far the exact explanations of each B-cos model are ahead of the others.
     Each file replaces the one that was there when it is complete.
 
     Returns:
@@ -82,6 +83,7 @@ def write_report(cells: Sequence[dict[str, Any]], output: str | Path, caption: s
     write_whole(output / "table.md", markdown(frame) + (f"\n{caption}\n" if caption else ""))
     write_whole(output / "table.tex", latex(frame, caption))
     write_whole(output / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(output / "differences.csv", all_differences(cells).to_csv(index=False))
     try:
         figure(frame, output / "faithfulness.png")
     except ImportError as error:
@@ -162,30 +164,17 @@ def figure(frame: Any, path: str | Path) -> None:
     write_whole(Path(path), picture_bytes.getvalue())
 
 
-def _bounds(cells: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]] | None:
-    """Mean of a random ranking, and of the best ranking of each text that any method or the search found."""
-    cells = [cell for cell in cells if "error" not in cell]
-    random = next((cell for cell in cells if cell["method"] == "random"), None)
-    search = next((cell for cell in cells if cell["method"] == SEARCH), None)
-    if random is None or search is None:
-        return None
-    result = {}
-    for name, better in (("comprehensiveness", max), ("sufficiency", min)):
-        every = zip(*([record[name] for record in cell["records"]] for cell in cells), strict=True)
-        best = [better(values) for values in every]
-        chance = [record[name] for record in random["records"]]
-        result[name] = (sum(chance) / len(chance), sum(best) / len(best))
-    return result
-
-
-def _line(cell: dict[str, Any], bounds: dict[str, tuple[float, float]] | None) -> dict[str, Any]:
+def _line(cell: dict[str, Any], ends: dict[str, tuple[list[float], list[float]]] | None) -> dict[str, Any]:
     records = cell["records"]
     line = {name: cell[name] for name in ("model", "method", "texts", "accuracy")}
     for name in (*MEANS, *AGREEMENT):
         _add_mean(line, name, [record.get(name) for record in records])
     _add_mean(line, "seqpg", cell["seqpg"] or [])
     for name in ("comprehensiveness", "sufficiency"):
-        line[f"normalized_{name}"] = normalized(line[name], *bounds[name]) if bounds else math.nan
+        found = (math.nan,) * 3
+        if ends and records:
+            found = normalized_interval([record[name] for record in records], *ends[name])
+        line |= _named(f"normalized_{name}", found)
     line["residual"] = max(cell["residuals"]) if cell["residuals"] else math.nan
     line["cost"], line["seconds"], line["error"] = cell["cost"], cell["seconds"], cell.get("error")
     return line
@@ -193,8 +182,11 @@ def _line(cell: dict[str, Any], bounds: dict[str, tuple[float, float]] | None) -
 
 def _add_mean(line: dict[str, Any], name: str, values: list[float | None]) -> None:
     known = [value for value in values if not _missing(value)]
-    mean, low, high = bootstrap_interval([known]) if known else (math.nan,) * 3
-    line |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    line |= _named(name, bootstrap_interval([known]) if known else (math.nan,) * 3)
+
+
+def _named(name: str, interval: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
 
 
 def _shown(frame: Any) -> list[dict[str, str]]:
@@ -221,13 +213,11 @@ def _method(line: dict[str, Any]) -> str:
 def _interval(line: dict[str, Any], name: str) -> str:
     if _missing(line[name]):
         return "–"
-    if f"{name}_low" not in line:
-        return _number(100 * line[name], 0)
-    return f"{_number(100 * line[name], 1)} ± {50 * (line[f'{name}_high'] - line[f'{name}_low']):.1f}"
+    return f"{_number(100 * line[name])} ± {50 * (line[f'{name}_high'] - line[f'{name}_low']):.1f}"
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0
+def _number(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # no -0
 
 
 def _missing(value: Any) -> bool:

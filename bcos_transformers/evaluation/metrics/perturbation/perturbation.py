@@ -5,8 +5,9 @@ from dataclasses import asdict
 import evaluate
 import torch
 
+from bcos_transformers.evaluation.comparison import normalized_interval
 from bcos_transformers.evaluation.metric_results import metric_info, summarize
-from bcos_transformers.evaluation.perturbation import normalized, perturbation_scores, scores_of_orders
+from bcos_transformers.evaluation.perturbation import perturbation_scores, scores_of_orders
 from bcos_transformers.evaluation.rows import Classifier, rows_of
 from bcos_transformers.evaluation.search import greedy_orders
 
@@ -22,7 +23,8 @@ Args:
     model, tokenizer: the classifier whose predictions are explained.
     replacement: "mask" (default) or "attention": how a token is hidden.
     search_budget: forward passes a text for a search of the best ranking; with it `normalized_comprehensiveness` and
-        `normalized_sufficiency` say where the scores lie between a random ranking (0) and the best one found (1).
+        `normalized_sufficiency` say where the scores lie between a random ranking (0) and the best one found (1), with
+        `…_interval`.
     seed, resamples: of ties, random rankings and the bootstrap."""
 
 CITATION = "DeYoung et al. 2020, arXiv 1911.03429; arXiv 2502.12992, section 4"
@@ -49,9 +51,11 @@ class Perturbation(evaluate.Metric):
                 found = scores_of_orders(classifier, rows, orders, replacement)
                 better = min if keep else max
                 best = [better(getattr(a, name), getattr(b, name)) for a, b in zip(found, scores, strict=True)]
-                chance = sum(getattr(score, name) for score in random) / len(random)
-                result[f"random_{name}"], result[f"best_{name}"] = chance, sum(best) / len(best)
-                result[f"normalized_{name}"] = normalized(result[name], chance, sum(best) / len(best))
+                chance = [getattr(score, name) for score in random]
+                result[f"random_{name}"], result[f"best_{name}"] = sum(chance) / len(chance), sum(best) / len(best)
+                values = [getattr(score, name) for score in scores]
+                center, low, high = normalized_interval(values, chance, best, seed, resamples)
+                result[f"normalized_{name}"], result[f"normalized_{name}_interval"] = center, [low, high]
         return result
 
 
