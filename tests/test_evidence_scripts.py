@@ -47,13 +47,14 @@ def test_accuracies_and_gaps(tmp_path):
 
 
 def test_the_recipe_table_says_what_each_run_was(tmp_path):
-    write_result(tmp_path, recipe_search.VARIATIONS["the recipe"], 88.0)
+    write_result(tmp_path, recipe_search.settings(False, 0)["the recipe"], 88.0)
+    write_result(tmp_path, recipe_search.settings(True, 0)["the recipe"], 84.0)
+    write_result(tmp_path, recipe_search.settings(True, 1)["the recipe"], 83.0)
     write_result(tmp_path, recipe_search.settings(True, 0)["more epochs"], 85.0)
-    table = recipe_search.report(argparse.Namespace(runs=tmp_path, seeds=[0]))
-    assert "| the recipe | 6,920 texts, 3 epochs | 1 | 88.0 | 88.0 |" in table
-    assert "| more epochs | 1,000 texts, 4 epochs | 1 | 85.0 | 85.0 |" in table
-    assert "| B = 2 |" in table
-    assert "| not run | not run |" in table
+    table = recipe_search.report(argparse.Namespace(runs=tmp_path, seeds=[0, 1]))
+    assert "| the recipe | 88.0 | 88.0 | 83.5 (84.0, 83.0) | 83.5 (84.0, 83.0) |" in table
+    assert "| more epochs | not run | not run | 85.0 | 85.0 |" in table
+    assert "| B = 2 | not run | not run | not run | not run |" in table
 
 
 def test_texts_are_a_fixed_choice_with_what_people_marked(tmp_path):
