@@ -55,6 +55,71 @@ def test_methods_are_compared_over_the_runs_that_have_them():
     assert frame.loc["B", "occlusion"][["runs", "comprehensiveness"]].tolist() == pytest.approx([1, 0.1])
 
 
+def test_runs_on_the_same_texts_are_no_more_certain_than_one():
+    """A text is drawn for all runs at once, so measuring it again with another seed does not make two texts of it."""
+    generator = random.Random(1)
+    one = [cell("A", name, [generator.random() for _ in range(15)]) for name in ("bcos", "lime")]
+    names = ("comprehensiveness_low", "comprehensiveness", "comprehensiveness_high")
+    alone, thrice = (paired_differences(runs, "A").iloc[0] for runs in ([one], [one, one, one]))
+    assert alone[list(names)].tolist() == pytest.approx(thrice[list(names)].tolist(), abs=1e-12)
+    assert (alone["texts"], thrice["texts"], thrice["runs"]) == (15, 15, 3)
+    apart = [
+        [{**c, "records": [{**r, "index": r["index"] + 15 * k} for r in c["records"]]} for c in one] for k in range(3)
+    ]
+    found = paired_differences(apart, "A").iloc[0]
+    assert found["texts"] == 45
+    assert found[names[2]] - found[names[0]] < 0.75 * (alone[names[2]] - alone[names[0]])
+
+
+def test_the_interval_over_runs_that_share_texts_against_a_loop():
+    generator = random.Random(2)
+    texts = [list(range(10)), list(range(5, 15))]
+    values = [{i: (generator.random(), generator.random()) for i in run} for run in texts]
+    runs = []
+    for run in values:
+        cells = [cell("A", name, [pair[k] for pair in run.values()]) for k, name in enumerate(("bcos", "lime"))]
+        for one in cells:
+            one["records"] = [{**record, "index": i} for record, i in zip(one["records"], run, strict=True)]
+        runs.append(cells)
+    found = paired_differences(runs, "A").iloc[0]
+    means = []
+    for _ in range(4000):
+        drawn = [generator.randrange(15) for _ in range(15)]
+        each = [[run[i][0] - run[i][1] for i in drawn if i in run] for run in values]
+        if all(each):
+            means.append(sum(sum(run) / len(run) for run in each) / 2)
+    expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert found[["comprehensiveness_low", "comprehensiveness_high"]].tolist() == pytest.approx(expected, abs=0.03)
+
+
+def test_normalized_differences_by_hand():
+    both = [
+        cell("A", "bcos", [0.5, 0.3]),
+        cell("A", "random", [0.1, 0.1]),
+        cell("A", "search", [0.5, 0.5], cost=None, seconds=None),
+        cell("B", "occlusion", [0.25, 0.25]),
+        cell("B", "random", [0.2, 0.2]),
+        cell("B", "search", [0.3, 0.3], cost=None, seconds=None),
+    ]
+    frame = paired_differences([both], "A").set_index(["model", "method"])
+    line = frame.loc["B", "occlusion"]
+    assert line["comprehensiveness"] == pytest.approx(0.15)
+    assert line["normalized_comprehensiveness"] == pytest.approx(
+        (0.4 - 0.1) / (0.5 - 0.1) - (0.25 - 0.2) / (0.3 - 0.2)
+    )
+    assert line["normalized_comprehensiveness_low"] < line["normalized_comprehensiveness"]
+    assert math.isnan(line["normalized_sufficiency"])  # all are the same, so there is no scale
+    assert frame.loc["A", "random"]["normalized_comprehensiveness"] == pytest.approx(0.75)
+    without = paired_differences([[one for one in both if one["model"] == "A" or one["method"] != "search"]], "A")
+    assert without.set_index(["model", "method"]).loc["B", "occlusion"].isna()["normalized_comprehensiveness"]
+
+
+def test_a_run_without_pairs_does_not_cost_the_others_theirs():
+    without = [cell("A", "bcos", [0.6], seqpg=[]), cell("A", "occlusion", [0.5], seqpg=[])]
+    line = paired_differences([cells(), without], "A").iloc[0]
+    assert (line["seqpg"], line["pairs"], line["runs"]) == (pytest.approx(0.125), 2, 2)
+
+
 def test_all_differences_name_the_model():
     more = [*cells(), cell("B", "bcos", [0.5, 0.5]), failed("C", "bcos", "no memory")]
     frame = all_differences(more)

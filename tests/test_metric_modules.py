@@ -4,8 +4,10 @@ from pathlib import Path
 
 import evaluate
 import pytest
+import torch
 from huggingface_hub import HfApi, constants
 from test_perturbation import IDS, SCORES, WEIGHTS
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 import bcos_transformers
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
@@ -54,6 +56,25 @@ def test_perturbation(tokenizer):
     assert again == found
 
 
+class RedundantClues(ToyClassifier):
+    """Either of the tokens 5 and 6 is enough, so that hiding one of them changes nothing: a greedy search is led astray."""
+
+    def forward(self, input_ids, attention_mask=None):
+        clue = ((input_ids == 5) | (input_ids == 6)).any(-1).double()
+        others = super().forward(input_ids, attention_mask).logits[:, 1]
+        return SequenceClassifierOutput(logits=torch.stack([torch.zeros_like(others), 4 * clue + others], dim=-1))
+
+
+def test_the_best_ranking_is_no_worse_than_a_random_one(tokenizer):
+    model = RedundantClues({7: 0.05, 8: 0.04, 9: 0.03, 10: 0.02, 11: 0.01})
+    texts = [[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 5, 7, 6, 8, 9, 11, 10, 3]]
+    metric = evaluate.load(str(METRICS / "perturbation"))
+    last = [[0.0, -9.0, -9.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], [0.0, -9.0, 5.0, -9.0, 4.0, 3.0, 1.0, 2.0, 0.0]]
+    found = metric.compute(predictions=last, references=texts, model=model, tokenizer=tokenizer, search_budget=400)
+    assert found["comprehensiveness"] < found["random_comprehensiveness"] <= found["best_comprehensiveness"]
+    assert not found["normalized_comprehensiveness"] >= 0
+
+
 def test_perturbation_in_batches(tokenizer):
     metric = evaluate.load(str(METRICS / "perturbation"))
     metric.add_batch(predictions=[SCORES], references=[IDS])
@@ -68,6 +89,12 @@ def test_pointing_game():
     right = [[float(part == half) for part in parts] for half in (0, 1)]
     assert metric.compute(predictions=[right], references=[parts])["seqpg"] == 1.0
     assert metric.compute(predictions=[right[::-1]], references=[parts])["seqpg"] == 0.0
+
+
+def test_pointing_game_refuses_other_segments():
+    metric = evaluate.load(str(METRICS / "pointing_game"))
+    with pytest.raises(ValueError, match=r"0, 1 or -1 \(special\) of each token, got \[2\] too"):
+        metric.compute(predictions=[[[0.5, 1.0], [1.0, 0.5]]], references=[[0, 2]])
 
 
 def test_plausibility():

@@ -50,6 +50,19 @@ def test_pairs_depend_on_the_seed_alone(tokenizer, pairs):
     assert make_pairs(classifier, rows_of(tokenizer, ids), labels, count=20, seed=1) != pairs
 
 
+def test_halves_are_classified_correctly_whatever_the_probability(tokenizer):
+    """A low `min_probability` does not let in a text that is cut to one of the other class."""
+    good_then_bad, bad = [2, *[5] * 5, *[15] * 7, 3], [2, *[16] * 5, 3]
+    mixed = [2, *[17] * 5, *[6] * 7, 3]  # of class 1, cut to class 0
+    classifier = Classifier(ToyClassifier({**WEIGHTS, 15: -0.1, 17: -0.1}), tokenizer)
+    rows = rows_of(tokenizer, [good_then_bad, bad, mixed])
+    (pair,) = make_pairs(classifier, rows, [1, 0, 1], min_probability=0.2)
+    assert sorted(pair.labels) == [0, 1]
+    assert {5, 16} <= set(pair.input_ids)
+    with pytest.raises(ValueError, match="No pair"):
+        make_pairs(classifier, rows_of(tokenizer, [bad, mixed]), [0, 1], min_probability=0.2)
+
+
 def test_perfect_inverted_random(pairs):
     right = [[[float(s == half) for s in pair.segments] for half in (0, 1)] for pair in pairs]
     assert seqpg(right, pairs) == [1.0] * len(pairs)

@@ -99,5 +99,9 @@ def test_bad_input(tokenizer):
     rows = rows_of(tokenizer, [[2, 5, 3]])
     with pytest.raises(ValueError, match="1 texts but 2 labels"):
         masking_validity(classifier, rows, [0, 1])
+    with pytest.raises(ValueError, match="got 1 texts and draws=0"):
+        masking_validity(classifier, rows, [0], draws=0)
+    with pytest.raises(ValueError, match="got 0 texts"):
+        masking_validity(classifier, [], [])
     with pytest.raises(ValueError, match=r"Shares must lie in \[0, 1\]"):
         masking_validity(classifier, rows, [0], shares=(0.0, 2.0))

@@ -167,4 +167,7 @@ def _both_sure(classifier: Classifier, pair: PointingPair, min_probability: floa
     ]
     rows = rows_of(classifier.tokenizer, [[*before, *half, *after] for half in halves])
     probabilities = classifier.probabilities([ChangedRow(row) for row in rows])
-    return all(float(probabilities[i, label]) >= min_probability for i, label in enumerate(pair.labels))
+    return all(
+        int(given.argmax()) == label and float(given[label]) >= min_probability
+        for given, label in zip(probabilities, pair.labels, strict=True)
+    )

@@ -144,10 +144,12 @@ def masking_validity(
     then these metrics measure noise, and a random ranking scores almost as well as any.
 
     Raises:
-        ValueError: the numbers of texts and labels differ, or a share outside [0, 1].
+        ValueError: the numbers of texts and labels differ, no texts, no draws, or a share outside [0, 1].
     """
     if len(rows) != len(labels):
         raise ValueError(f"{len(rows)} texts but {len(labels)} labels.")
+    if not len(rows) or draws < 1:
+        raise ValueError(f"At least one text and one draw are needed, got {len(rows)} texts and draws={draws}.")
     if any(not 0 <= share <= 1 for share in shares):
         raise ValueError(f"Shares must lie in [0, 1], got {list(shares)}.")
     accuracy, errors, entropy = [], [], float("nan")

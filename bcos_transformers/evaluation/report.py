@@ -13,7 +13,7 @@ from bcos_transformers.evaluation.baselines import METHODS
 from bcos_transformers.evaluation.benchmark_cells import write_whole
 from bcos_transformers.evaluation.benchmark_settings import SEARCH
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
-from bcos_transformers.evaluation.comparison import all_differences, bounds, normalized_interval
+from bcos_transformers.evaluation.comparison import all_differences, bounds, named, normalized_interval
 from bcos_transformers.extras import require
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _line(cell: dict[str, Any], ends: dict[str, tuple[list[float], list[float]]]
         found = (math.nan,) * 3
         if ends and records:
             found = normalized_interval([record[name] for record in records], *ends[name])
-        line |= _named(f"normalized_{name}", found)
+        line |= named(f"normalized_{name}", found)
     line["residual"] = max(cell["residuals"]) if cell["residuals"] else math.nan
     line["cost"], line["seconds"], line["error"] = cell["cost"], cell["seconds"], cell.get("error")
     return line
@@ -182,11 +182,7 @@ def _line(cell: dict[str, Any], ends: dict[str, tuple[list[float], list[float]]]
 
 def _add_mean(line: dict[str, Any], name: str, values: list[float | None]) -> None:
     known = [value for value in values if not _missing(value)]
-    line |= _named(name, bootstrap_interval([known]) if known else (math.nan,) * 3)
-
-
-def _named(name: str, interval: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
+    line |= named(name, bootstrap_interval([known]) if known else (math.nan,) * 3)
 
 
 def _shown(frame: Any) -> list[dict[str, str]]:

@@ -50,7 +50,8 @@ class Perturbation(evaluate.Metric):
                 orders = greedy_orders(classifier, rows, search_budget, keep, replacement)
                 found = scores_of_orders(classifier, rows, orders, replacement)
                 better = min if keep else max
-                best = [better(getattr(a, name), getattr(b, name)) for a, b in zip(found, scores, strict=True)]
+                every = zip(found, scores, random, strict=True)  # a greedy search can miss what chance finds
+                best = [better(getattr(score, name) for score in of_text) for of_text in every]
                 chance = [getattr(score, name) for score in random]
                 result[f"random_{name}"], result[f"best_{name}"] = sum(chance) / len(chance), sum(best) / len(best)
                 values = [getattr(score, name) for score in scores]

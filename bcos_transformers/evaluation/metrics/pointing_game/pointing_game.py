@@ -24,6 +24,8 @@ class PointingGame(evaluate.Metric):
         return metric_info(DESCRIPTION, INPUTS, "arXiv 2502.12992, section 4", "[[float64]]", "[int64]")
 
     def _compute(self, predictions, references, seed=0, resamples=2000) -> dict:
+        if unknown := {part for row in references for part in row} - {-1, 0, 1}:
+            raise ValueError(f"`references` say 0, 1 or -1 (special) of each token, got {sorted(unknown)} too.")
         pairs = [
             PointingPair(tuple(range(len(row))), tuple(None if part < 0 else part for part in row), (0, 1))
             for row in references
