@@ -28,7 +28,10 @@ PIPELINE_TAGS = {
 }
 FIRST_FIELDS = ["language", "license", "library_name", "base_model", "base_model_relation", "pipeline_tag", "tags"]
 NOT_A_SHARE = ("loss", "perplexity", "bits", "error", "mse", "mae", "correlation", "matthews")
-FAITHFULNESS = ("comprehensiveness", "sufficiency", "seqpg", "cost")
+# Columns of the table of faithfulness; those of agreement with people are shown where there are numbers.
+AREAS = {"comprehensiveness": "comprehensiveness", "sufficiency": "sufficiency", "seqpg": "SeqPG"}
+AGREEMENT = {"f1": "F1", "auprc": "AUPRC", "mrr": "MRR", "phrases": "phrases"}
+FAITHFULNESS = (*AREAS, "cost", *AGREEMENT)
 PROTO_TAGS = ["proto-lm", "prototypes", "explainable-ai", "interpretability"]
 MAX_LABELS = 20  # that the card lists
 MAX_PROTOTYPES = 3  # of each label that the card lists
@@ -47,8 +50,9 @@ class CardFacts:
         evaluated_on: which data the results are from.
         conventional_results: the same for the conventional model fine-tuned alike, if there is one.
         faithfulness: how faithful explanations are, one line for each model and method: `model` and `method` in words,
-            `comprehensiveness`, `sufficiency` and `seqpg` as areas and shares, `cost` in forward passes; numbers may be
-            None.
+            `comprehensiveness`, `sufficiency` and `seqpg` as areas and shares, `cost` in forward passes, and where people
+            marked words their agreement with these: `f1`, `auprc`, `mrr`, and `phrases`, a correlation. Numbers may be None
+            or missing.
         faithfulness_of: on what that was measured, in words.
         setup: machine, seed, epochs and learning rate, in words.
         largest_residual: largest |logit − Σ contributions| / max |contribution| that was seen.
@@ -162,6 +166,7 @@ def render_model_card(model: Any, facts: CardFacts, *, pictures: Sequence[tuple[
         conversion=facts.conversion or conversion_in_words(model),
         custom_pipeline=task == "sequence-classification" and not proto,
         facts=facts,
+        faithfulness_columns=_columns(facts),
         labels=list(model.config.id2label.items()) if _has_labels(model) else [],
         max_labels=MAX_LABELS,
         model_class=type(model).__name__,
@@ -174,6 +179,16 @@ def render_model_card(model: Any, facts: CardFacts, *, pictures: Sequence[tuple[
         task=task,
     )
     return f"---\n{card_metadata(model, facts).to_yaml(original_order=FIRST_FIELDS)}\n---\n\n{body}"
+
+
+def _columns(facts: CardFacts) -> dict[str, str]:
+    """Titles of the columns of areas and shares, by name."""
+    agreement = {
+        name: title
+        for name, title in AGREEMENT.items()
+        if any(line.get(name) is not None for line in facts.faithfulness)
+    }
+    return AREAS | agreement
 
 
 def card_metadata(model: Any, facts: CardFacts) -> ModelCardData:

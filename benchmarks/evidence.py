@@ -18,6 +18,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bcos_transformers.evaluation.benchmark import FaithfulnessBenchmark
+from bcos_transformers.evaluation.benchmark_cells import write_whole
 from bcos_transformers.evaluation.reliability import explanations_under, masking_validity, stability
 from bcos_transformers.evaluation.rows import Classifier, encode_rows
 from evidence_report import report
@@ -30,8 +31,8 @@ from evidence_settings import (
     SLOW,
     benchmark_of,
     examples_of,
-    folders_of,
     masked_conventional,
+    models_of,
     settings_of,
 )
 from finetuning import TASKS, run
@@ -55,7 +56,7 @@ def measure(args: argparse.Namespace) -> None:
     """Computes the cells that are missing, those of the main methods first."""
     measure_models(args)
     everything = [(task, seed) for task in args.tasks for seed in SEEDS[task]]
-    for chosen in (MAIN, QUICK, *([method] for method in SLOW)):
+    for chosen in (MAIN, [method for method in QUICK if method not in MAIN], *([method] for method in SLOW)):
         for task, seed in everything:
             benchmark = benchmark_of(task, seed, args)
             if benchmark is None:
@@ -71,7 +72,7 @@ def measure(args: argparse.Namespace) -> None:
 def measure_models(args: argparse.Namespace) -> None:
     """Masking validity of both models of every data set, and stability of the B-cos explanations; first seed."""
     for task in args.tasks:
-        for name, folder in (folders_of(task, 0, args) or {}).items():
+        for name, folder in models_of(task, 0, args).items():
             file = folder / "reliability.json"
             if file.exists():
                 continue
@@ -87,7 +88,7 @@ def measure_models(args: argparse.Namespace) -> None:
                 for circumstance in ("batch", "eager", "bfloat16"):
                     compared = stability(explanations_under(model, tokenizer, few, circumstance), reference)
                     found[circumstance] = dataclasses.asdict(compared)
-            file.write_text(json.dumps(found))
+            write_whole(file, json.dumps(found))
 
 
 def _cell(benchmark: FaithfulnessBenchmark, model: str, method: str) -> None:
@@ -106,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
-    parser.add_argument("--output", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument("--output", type=Path, help="docs/evidence.md for the default recipe")
     parser.add_argument("--cards", type=Path, default=Path("model_cards"))
     parser.add_argument("--only", choices=("train", "measure", "report"))
     parser.add_argument("--tasks", nargs="+", choices=SEEDS, default=list(SEEDS), help="train and measure these only")
@@ -116,6 +117,10 @@ def main() -> None:
     )
     parser.add_argument("--b", type=float, default=RECIPE.b, help="another B than the recipe's")
     args = parser.parse_args()
+    changed = args.teach_masked or args.b != RECIPE.b
+    if changed and args.output is None and args.only in (None, "report"):
+        parser.error("another recipe than the default needs --output: docs/evidence.md is about the default's models")
+    args.output = args.output or Path("docs/evidence.md")
     args.recipe = dataclasses.replace(SEARCHED if args.teach_masked else RECIPE, b=args.b)
     transformers.logging.set_verbosity_error()
     for name, step in (("train", train), ("measure", measure), ("report", report)):

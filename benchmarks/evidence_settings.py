@@ -73,6 +73,15 @@ def folders_of(task: str, seed: int, args: argparse.Namespace) -> dict[str, Path
     return dict(zip(("conventional", "B-cos"), folders, strict=True)) if trained else None
 
 
+def models_of(task: str, seed: int, args: argparse.Namespace) -> dict[str, Path]:
+    """Where the models of a data set and seed are that are trained, by name, the one fine-tuned with masking too."""
+    folders = folders_of(task, seed, args)
+    masked = args.runs / masked_conventional(task, seed).key
+    if folders and (task, seed) in MASKED and (masked / "result.json").exists():
+        folders[MASKED_MODEL] = masked
+    return folders or {}
+
+
 def examples_of(task: str, data: Path, limit: int) -> list[Example]:
     """Test texts: the first ones of a fixed shuffle; on HateXplain and SST-2 with the words that people marked."""
     rows = read_rows(TASKS[task], data, "test")
@@ -98,8 +107,7 @@ def examples_of(task: str, data: Path, limit: int) -> list[Example]:
 
 def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> FaithfulnessBenchmark | None:
     """The benchmark of a data set and seed; None where a model is not trained yet."""
-    folders = folders_of(task, seed, args)
-    if folders is None:
+    if not (folders := models_of(task, seed, args)):
         return None
     budget = (FULL if args.full else SMALL)[task]
     settings = BenchmarkSettings(
@@ -112,8 +120,6 @@ def benchmark_of(task: str, seed: int, args: argparse.Namespace) -> Faithfulness
         method_options=METHOD_OPTIONS,
     )
     models = {name: str(folder) for name, folder in folders.items()}
-    if (task, seed) in MASKED and (args.runs / masked_conventional(task, seed).key / "result.json").exists():
-        models[MASKED_MODEL] = str(args.runs / masked_conventional(task, seed).key)
     # Cells of different budgets and recipes have files of their own, so that none replaces another.
     kind = ("full" if args.full else "small") + ("" if args.recipe == RECIPE else "-other-recipe")
     kind += f"-b{args.recipe.b:g}" if args.recipe.b != RECIPE.b else ""

