@@ -7,7 +7,12 @@ import pytest
 import torch
 from test_report import cell, failed
 
-from bcos_transformers.evaluation.comparison import all_differences, normalized_interval, paired_differences
+from bcos_transformers.evaluation.comparison import (
+    all_differences,
+    normalized,
+    normalized_interval,
+    paired_differences,
+)
 
 
 def cells(**changed) -> list[dict]:
@@ -136,6 +141,13 @@ def test_all_differences_name_the_model():
 def test_nothing_to_compare_with():
     with pytest.raises(ValueError, match="No cell of bcos on C"):
         paired_differences([cells()], "C")
+
+
+def test_normalized_scores_by_hand():
+    value, chance, best = (torch.tensor(numbers) for numbers in ([0.5, -0.1, 0.5], [0.1, 0.3, 0.2], [0.9, -0.1, 0.2]))
+    found = normalized(value, chance, best).tolist()
+    assert found[:2] == pytest.approx([0.5, 1.0])  # of sufficiency, lower is better
+    assert math.isnan(found[2])
 
 
 def test_the_interval_of_normalized_scores_against_a_loop():

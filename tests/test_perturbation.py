@@ -11,7 +11,6 @@ from bcos_transformers.evaluation.perturbation import (
     area,
     count_of,
     count_of_eraser,
-    normalized,
     perturbation_scores,
     scores_of_orders,
 )
@@ -169,12 +168,6 @@ def test_the_search_keeps_to_its_budget(tokenizer, budget):
     (order,) = greedy_orders(classifier, [row], budget)
     assert sorted(order) == row.positions
     assert model.rows <= max(budget, 30) + 1  # one more for the whole text
-
-
-def test_normalized():
-    assert normalized(0.5, 0.1, 0.9) == pytest.approx(0.5)
-    assert normalized(-0.1, 0.3, -0.1) == pytest.approx(1.0)  # sufficiency: lower is better
-    assert math.isnan(normalized(0.5, 0.2, 0.2))
 
 
 def test_pairs_of_texts_keep_their_types(tokenizer):

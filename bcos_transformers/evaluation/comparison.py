@@ -86,6 +86,15 @@ def all_differences(cells: Sequence[Cell]) -> Any:
     return pandas.DataFrame(lines, columns=["bcos", *COLUMNS])
 
 
+def normalized(value: torch.Tensor, random: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Where scores lie between a random ranking (0) and the best one that was found (1) on the same texts and model.
+
+    Raw scores depend on how sharp a model's probabilities are; these can be compared between models. NaN where random
+    and best do not differ.
+    """
+    return torch.where(best == random, math.nan, (value - random) / (best - random))
+
+
 def normalized_interval(
     values: Sequence[float],
     chance: Sequence[float],
@@ -104,7 +113,7 @@ def normalized_interval(
     """
     columns = torch.tensor([list(values), list(chance), list(best)], dtype=torch.float64)
     (weights,) = resampled_weights([range(len(values))], resamples, seed)
-    return interval_of(_place(*columns.mean(-1)), _place(*(columns @ weights.T)))
+    return interval_of(normalized(*columns.mean(-1)), normalized(*(columns @ weights.T)))
 
 
 def bounds(cells: Sequence[Cell]) -> Bounds | None:
@@ -145,13 +154,10 @@ class _Paired:
         if self.scales is None:
             return None
         here, there = (
-            _place(weights @ self.scores[i], weights @ self.scales[i, 0], weights @ self.scales[i, 1]) for i in (0, 1)
+            normalized(weights @ self.scores[i], weights @ self.scales[i, 0], weights @ self.scales[i, 1])
+            for i in (0, 1)
         )
         return here - there
-
-
-def _place(value: torch.Tensor, chance: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    return torch.where(best == chance, math.nan, (value - chance) / (best - chance))
 
 
 def _interval(

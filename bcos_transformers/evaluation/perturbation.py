@@ -140,12 +140,3 @@ def _scores(values: list[float]) -> PerturbationScores:
         comprehensiveness_curve=tuple(comprehensiveness),
         sufficiency_curve=tuple(sufficiency),
     )
-
-
-def normalized(value: float, random: float, best: float) -> float:
-    """Where `value` lies between a random ranking (0) and the best one that was found (1) on the same texts and model.
-
-    Raw scores depend on how sharp a model's probabilities are; these can be compared between models. NaN where random
-    and best do not differ.
-    """
-    return (value - random) / (best - random) if best != random else float("nan")
