@@ -58,7 +58,8 @@ def differences_section(task: str, runs: list[list[dict]]) -> list[str]:
         "",
         f"### {task}: how far the B-cos explanation is ahead",
         "",
-        "Positive: the B-cos explanation is better. Bold: the interval leaves out 0 (never raw areas of another model).",
+        "Positive: the B-cos explanation is better. Bold: the interval leaves out 0 (never raw areas of another model). Normalized "
+        "scores are of the seeds with a search.",
         "",
         f"| model | method | seeds | {titles} |",
         "|---|---|---|" + "---:|" * len(MEASURES),
@@ -93,7 +94,7 @@ def _strongest(differences: pandas.DataFrame, values: list[pandas.DataFrame], na
     own, other = (
         100 * sum(value.loc[key, name] for value in those) / len(those) for key in (("B-cos", "bcos"), there)
     )
-    seeds = "1 seed" if rival["runs"] == 1 else f"{rival['runs']} seeds"
+    seeds = "1 seed" if len(those) == 1 else f"{len(those)} seeds"
     return f"{_minus(own)} against {_minus(other)} ({_method(rival)}, {seeds}): {_in_words(rival, name, sign)}"
 
 

@@ -74,6 +74,15 @@ def test_the_strongest_rival_stands_beside_the_same_seeds():
     assert lines[-1] == "| imdb | | not run | |"
 
 
+def test_normalized_scores_are_of_the_seeds_with_a_search():
+    random = cell("B-cos", "random", [0.0] * 24, [0.9] * 24, seqpg=[0.5] * 24)
+    search = cell("B-cos", "search", [0.6] * 24, [0.1] * 24, cost=None, seconds=None)
+    one = cells_of([0.3] * 24, [0.6] * 24, [0.1] * 24)
+    lines = evidence_comparison.summary_table({"sst2": [[*one, random, search], [*one, random]]})
+    assert "30.0 against 60.0 (lime, 2 seeds): −30.0 [−30.0, −30.0]" in lines[2]
+    assert "| sst2 | comp. norm. ↑ | 50.0 against 100.0 (lime, 1 seed): −50.0 [−50.0, −50.0] | not run |" in lines[5]
+
+
 def test_bold_is_what_can_be_said():
     section = evidence_comparison.differences_section("sst2", [cells_of([0.5] * 24, [0.6] * 24, [0.1] * 24)])
     assert "| B-cos | lime | 1 | **−10.0 [−10.0, −10.0]** | **−10.0 [−10.0, −10.0]** | **+25.0" in section[-3]
