@@ -10,7 +10,7 @@ from bcos_transformers.evaluation.attribution_runs import attribute_rows
 from bcos_transformers.evaluation.baselines import build_method
 from bcos_transformers.evaluation.baselines.direct import Random
 from bcos_transformers.evaluation.benchmark import BenchmarkSettings
-from bcos_transformers.evaluation.benchmark_data import Example
+from bcos_transformers.evaluation.benchmark_data import Example, choose
 from bcos_transformers.evaluation.perturbation import perturbation_scores
 from bcos_transformers.evaluation.plausibility import plausibility_scores
 from bcos_transformers.evaluation.pointing_game import row_of, seqpg
@@ -86,6 +86,16 @@ def test_pairs_fit_into_the_model_that_reads_least(tmp_path):
     cells = benchmark.run()
     assert {cell["model"]: "error" in cell for cell in cells} == {"plain": False, "B-cos": False, "small": False}
     assert max(len(pair.input_ids) for pair in benchmark.pairs()) == 12
+
+
+def test_pairs_are_made_anew_where_texts_are_cut_to_another_length(tmp_path):
+    """Also where the texts that are measured are too short to be cut and only the pool's are not."""
+    sizes = [len(ids) for ids in make_tokenizer()([example.text for example in EXAMPLES]).input_ids]
+    short = min(range(len(sizes)), key=sizes.__getitem__)
+    seed = next(seed for seed in range(1000) if choose(len(sizes), 1, seed) == [short])
+    options = {"limit": 1, "min_probability": 0.2, "seed": seed}
+    long, cut = (made(tmp_path / "one", ["random"], max_length=n, **options) for n in (32, 8))
+    assert long.pairs() != cut.pairs() == made(tmp_path / "fresh", ["random"], max_length=8, **options).pairs()
 
 
 def test_without_pairs_seqpg_is_left_out_and_that_is_said(tmp_path, caplog):

@@ -331,6 +331,7 @@ class FaithfulnessBenchmark:
             count=settings.pairs,
             min_probability=settings.min_probability,
             half=self._half,
+            longest=self._longest(self._models.first),
             pool=[[one.text, one.label] for one in self._pool],
         )
 
