@@ -31,6 +31,7 @@ SHOWN = {
     "MRR ↑": "mrr",
     "phrases ↑": "phrases",
 }
+LEAST_COST = 0.5  # in the figure: random scores cost nothing, which has no logarithm
 SIGNED = {"SeqPG ↑", "phrases ↑"}  # measures that ask for the sign of scores
 LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"},
@@ -137,7 +138,7 @@ def figure(frame: Any, path: str | Path) -> None:
     picture = Figure(figsize=(8, 4.5), layout="constrained")
     axes = picture.subplots()
     for model, lines in shown.groupby("model", sort=False):
-        cost = lines["cost"].astype(float).clip(lower=0.5)  # random scores cost nothing, which has no logarithm
+        cost = lines["cost"].astype(float).clip(lower=LEAST_COST)
         middle = 100 * lines["comprehensiveness"]
         # Bars must not be negative, not even by rounding.
         errors = [
@@ -147,11 +148,15 @@ def figure(frame: Any, path: str | Path) -> None:
         name = str(model).replace("$", r"\$")
         name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out
         axes.errorbar(cost, middle, yerr=errors, fmt="o", capsize=2, alpha=0.85, label=name)
-        for x, y, method in zip(cost, middle, lines["method"], strict=True):
-            bold = "bold" if method == "bcos" else "normal"
-            axes.annotate(
-                method.replace("_", " "), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7, weight=bold
-            )
+    for method, lines in shown.groupby("method", sort=False):
+        # A method costs about the same on every model, so its name stands once, at its highest point.
+        top = lines.loc[lines["comprehensiveness"].idxmax()]
+        axes.annotate(
+            _method(top),
+            (max(float(top["cost"]), LEAST_COST), 100 * top["comprehensiveness"]),
+            **{"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7},
+            weight="bold" if method == "bcos" else "normal",
+        )
     axes.set_xscale("log")
     axes.margins(x=0.12)  # for the names of the dearest methods
     axes.set_xlabel("cost of an explanation, in forward passes (less than one is drawn at 0.5)")
@@ -202,7 +207,7 @@ def _shown(frame: Any) -> list[dict[str, str]]:
     return rows
 
 
-def _method(line: dict[str, Any]) -> str:
+def _method(line: Any) -> str:
     return line["method"].replace("_", " ")
 
 
