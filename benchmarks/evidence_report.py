@@ -51,7 +51,8 @@ def report(args: argparse.Namespace) -> None:
     lines = [
         "# Evidence: accuracy and faithfulness on four data sets",
         "",
-        f"`python benchmarks/evidence.py --data ../shared/data{_options(args)}`",
+        f"`python benchmarks/evidence.py --data ../shared/data{_options(args)}`"
+        + (", about nine hours on one core." if args.recipe == RECIPE and not args.full else ""),
         "",
         "all-MiniLM-L6-v2 (not BERT-base), "
         f"trained on {devices(args)}, {platform.machine()}, torch {torch.__version__}, transformers "
