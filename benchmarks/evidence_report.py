@@ -124,7 +124,7 @@ def accuracy_table(args: argparse.Namespace) -> list[str]:
         "",
         "Test accuracy in percent, last epoch's model. Three epochs each, batch 32, AdamW; the conventional model at a learning "
         "rate of 5e-5, the B-cos model at 2e-4 from the conventional model's weights and with it as its teacher, so it has seen "
-        "six epochs in all. Learning rate and B were chosen by validation accuracies on SST-2; that the teacher is asked about "
+        "six epochs in all. Learning rate and B were chosen on SST-2 ([recipe.md](recipe.md) says by what); that the teacher is asked about "
         "whole texts only was chosen for what it does to masked inputs, which was first seen on test texts of AG News. What the "
         "conventional model gains from other learning rates and more epochs on SST-2 is in [recipe.md](recipe.md).",
         *(["", f"Conventional models fine-tuned with masking: {'; '.join(masked)}."] if masked else []),
