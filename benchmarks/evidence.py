@@ -4,8 +4,8 @@
 
 Trains what is missing in `--runs`, measures what is missing, and writes the tables. Resumable; `--only train`, `measure` or
 `report` does one of the three; several processes may share `--runs` while training and measuring. Uses a GPU where there
-is one. The best use of n cores is n processes with `OMP_NUM_THREADS=1`: about three hours of training and six of measuring
-on one core, so half of that on two. `--full` measures with the larger budget (200 texts
+is one. The best use of n cores is n processes with `OMP_NUM_THREADS=1`: three hours of training and three of explaining on
+one core, as recorded in results and cells, and the passes of the metrics on top. `--full` measures with the larger budget (200 texts
 a data set, 120 of IMDb, every method everywhere but Shapley values and sequential integrated gradients on AG News and IMDb).
 """
 

@@ -5,7 +5,7 @@ import math
 import pandas
 
 from bcos_transformers.evaluation.benchmark import SEARCH
-from bcos_transformers.evaluation.comparison import paired_differences
+from bcos_transformers.evaluation.comparison import AREAS, paired_differences
 from bcos_transformers.evaluation.report import table
 
 MEASURES = {  # title, and 1 where higher is better
@@ -15,7 +15,6 @@ MEASURES = {  # title, and 1 where higher is better
     "normalized_comprehensiveness": ("comp. norm. ↑", 1),
     "normalized_sufficiency": ("suff. norm. ↑", 1),
 }
-RAW = ("comprehensiveness", "sufficiency")  # what different models cannot be compared by
 FEW = 20  # below so many texts or pairs the intervals are too narrow to be taken at their word
 CAVEAT = (
     "Differences are between scores of the same texts and pairs, positive where the B-cos explanation is better, with their 95 % "
@@ -53,7 +52,7 @@ def differences_section(task: str, runs: list[list[dict]]) -> list[str]:
     differences = _differences(runs)
     if differences.empty:
         return []
-    titles = " | ".join(title.split(" ↑")[0].split(" ↓")[0] for title, _ in MEASURES.values())
+    titles = " | ".join(title[: -len(" ↑")] for title, _ in MEASURES.values())
     lines = [
         "",
         f"### {task}: how far the B-cos explanation is ahead",
@@ -105,7 +104,7 @@ def _in_words(line: pandas.Series, name: str, sign: int, bold: bool = False) -> 
     text = f"{_signed(100 * sign * line[name])} [{_signed(ends[0])}, {_signed(ends[1])}]"
     certain = ends[0] > 0 or ends[1] < 0
     enough = line["pairs" if name == "seqpg" else "texts"] >= FEW
-    comparable = line["model"] == "B-cos" or name not in RAW
+    comparable = line["model"] == "B-cos" or name not in AREAS  # raw areas do not compare models
     return f"**{text}**" if bold and certain and enough and comparable else text
 
 

@@ -52,7 +52,11 @@ def report(args: argparse.Namespace) -> None:
         "# Evidence: accuracy and faithfulness on four data sets",
         "",
         f"`python benchmarks/evidence.py --data ../shared/data{_options(args)}`"
-        + (", about nine hours on one core." if args.recipe == RECIPE and not args.full else ""),
+        + (
+            ": three hours of training and three of explaining on one core, and the passes of the metrics."
+            if args.recipe == RECIPE and not args.full
+            else ""
+        ),
         "",
         "all-MiniLM-L6-v2 (not BERT-base), "
         f"trained on {devices(args)}, {platform.machine()}, torch {torch.__version__}, transformers "

@@ -12,12 +12,11 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bcos_transformers.evaluation.attribution_runs import attribute_rows
+from bcos_transformers.evaluation.attribution_runs import attribute_rows, play_pointing_game
 from bcos_transformers.evaluation.baselines.base import Batch
 from bcos_transformers.evaluation.baselines.direct import Bcos
 from bcos_transformers.evaluation.bootstrap import bootstrap_interval
 from bcos_transformers.evaluation.perturbation import perturbation_scores
-from bcos_transformers.evaluation.pointing_game import row_of, seqpg
 from bcos_transformers.evaluation.rows import ChangedRow, Classifier, encode_rows
 from evidence_settings import SEEDS, benchmark_of
 from recipe_search import RECIPE
@@ -66,15 +65,12 @@ def scores_of(task: str, seed: int, args: argparse.Namespace) -> dict[str, list[
     rows = encode_rows(tokenizer, [one.text for one in benchmark.examples], benchmark.settings.max_length)
     pairs = benchmark.pairs()
     predicted = classifier.probabilities([ChangedRow(row) for row in rows]).argmax(-1).tolist()
-    joined = [row_of(pair) for pair in pairs for _ in range(2)]
-    labels = [label for pair in pairs for label in pair.labels]
     found = {}
     for kind in VARIANTS:
         method = kind(classifier.model, classifier.tokenizer)
         given = attribute_rows(method, classifier, rows, predicted).scores
         scores = perturbation_scores(classifier, rows, given, seed=seed)
-        both = attribute_rows(method, classifier, joined, labels).scores
-        pointing = seqpg([both[2 * i : 2 * i + 2] for i in range(len(pairs))], pairs)
+        pointing = play_pointing_game(method, classifier, pairs)
         found[kind.title] = [[s.comprehensiveness for s in scores], [s.sufficiency for s in scores], pointing]
     return found
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import transformers
 
+from bcos_transformers.evaluation.comparison import AREAS
 from bcos_transformers.evaluation.report import table
 from evidence_settings import SEEDS, benchmark_of
 from finetuning import run
@@ -20,7 +21,7 @@ from recipe_search import RECIPE
 
 PRESSURES = (1.1, 1.25, 1.5)
 METHODS = ("bcos", "integrated_gradients", "random")
-AREAS = ("comprehensiveness", "sufficiency", "seqpg")
+SHOWN = (*AREAS, "seqpg")
 
 
 def lines_of(task: str, b: float, args: argparse.Namespace) -> str:
@@ -44,7 +45,7 @@ def lines_of(task: str, b: float, args: argparse.Namespace) -> str:
     for method in METHODS:
         there = len(found) and method in means.index
         row += (
-            " " + (" / ".join(f"{100 * means.loc[method, name]:.1f}" for name in AREAS) if there else "not run") + " |"
+            " " + (" / ".join(f"{100 * means.loc[method, name]:.1f}" for name in SHOWN) if there else "not run") + " |"
         )
     return row
 

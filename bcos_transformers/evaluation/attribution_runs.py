@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bcos_transformers.evaluation.baselines import CostMeter
+from bcos_transformers.evaluation.pointing_game import PointingPair, row_of, seqpg
 from bcos_transformers.evaluation.rows import ChangedRow, Classifier, Row
 
 
@@ -82,6 +83,18 @@ def attribute_rows(
         tokens / max(forward, 1),
         seconds / max(len(rows), 1),
     )
+
+
+def play_pointing_game(method: Any, classifier: Classifier, pairs: Sequence[PointingPair]) -> list[float]:
+    """SeqPG of a method on each pair, both classes of which it explains.
+
+    Raises:
+        ValueError: a score that is not finite.
+    """
+    rows = [row_of(pair) for pair in pairs for _ in range(2)]
+    targets = [label for pair in pairs for label in pair.labels]
+    scores = attribute_rows(method, classifier, rows, targets, f"{method.name}: pointing game").scores
+    return seqpg([scores[2 * i : 2 * i + 2] for i in range(len(pairs))], pairs)
 
 
 def _bar(progress: bool | None) -> bool | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bcos_transformers.evaluation.attribution_runs import AttributionRun, attribute_rows
+from bcos_transformers.evaluation.attribution_runs import AttributionRun, attribute_rows, play_pointing_game
 from bcos_transformers.evaluation.baselines import build_method
 from bcos_transformers.evaluation.benchmark_cells import CellStore
 from bcos_transformers.evaluation.benchmark_data import EncodedExample, Example, check_labels, choose, encode_examples
@@ -24,7 +24,7 @@ from bcos_transformers.evaluation.benchmark_models import BenchmarkModels
 from bcos_transformers.evaluation.benchmark_settings import KNOWN, SEARCH, BenchmarkSettings, check_methods
 from bcos_transformers.evaluation.perturbation import perturbation_scores, scores_of_orders
 from bcos_transformers.evaluation.plausibility import phrase_correlation, plausibility_scores
-from bcos_transformers.evaluation.pointing_game import PointingPair, make_pairs, row_of, seqpg
+from bcos_transformers.evaluation.pointing_game import PointingPair, make_pairs
 from bcos_transformers.evaluation.rows import ChangedRow, Classifier, check_replacement
 from bcos_transformers.evaluation.search import greedy_orders
 from bcos_transformers.extras import require
@@ -229,11 +229,7 @@ class FaithfulnessBenchmark:
                 records[i]["phrases"] = None if math.isnan(found) else found
 
     def _pointing_game(self, method: Any, classifier: Classifier) -> list[float]:
-        pairs = self.pairs()
-        rows = [row_of(pair) for pair in pairs for _ in range(2)]
-        targets = [label for pair in pairs for label in pair.labels]
-        run = attribute_rows(method, classifier, rows, targets, f"{method.name}: pointing game")
-        return seqpg([run.scores[2 * i : 2 * i + 2] for i in range(len(pairs))], pairs)
+        return play_pointing_game(method, classifier, self.pairs())
 
     def pairs(self) -> list[PointingPair]:
         """The pairs of the pointing game; the first model makes them, once for all models.

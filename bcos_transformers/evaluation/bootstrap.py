@@ -26,8 +26,7 @@ def bootstrap_interval(
         drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
         means += values[drawn].mean(-1) / len(groups)
         center += values.mean().item() / len(groups)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return center, low, high
+    return interval_of(torch.tensor(center, dtype=torch.float64), means, level)
 
 
 def resampled_weights(
